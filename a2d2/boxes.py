@@ -1,0 +1,107 @@
+"""label3D -> distinct, visible 2-D boxes at the derived size.
+
+A2D2's `2d_bbox` is the hull of the projected 3-D box, unclipped (format notes, section 6.1). Corners behind the camera
+project to nonsense, so where the corners are given the hull is taken anew, after clipping the box at a near plane.
+"""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from a2d2.calibration import Camera, map_edges
+
+NEAR_METRES = 0.1  # in front of the camera; everything nearer is cut off before projecting
+
+
+def read_label3d(path: Path) -> list[dict]:
+    """The entries of a label3D file, in the order of their keys in the file; {} is a frame known to be empty."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"no JSON ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise ValueError("no label3D file: expected an object of boxes")
+    return list(content.values())
+
+
+def find_hull(corners: Float[np.ndarray, "8 3"], camera: Camera) -> Float[np.ndarray, " 4"] | None:
+    """Bounds [x1, y1, x2, y2] of a box's part in front of the near plane, in pixels of `camera`, unclipped.
+
+    None if no part is in front. All pairs of corners are cut, not only the twelve edges, so the order of the corners
+    does not matter: the other pairs are diagonals, inside the box, and do not widen the hull.
+    """
+    front = corners[:, 0] >= NEAR_METRES
+    if not front.any():
+        return None
+    points = list(corners[front])
+    for a, b in combinations(range(len(corners)), 2):
+        if front[a] != front[b]:
+            share = (NEAR_METRES - corners[a, 0]) / (corners[b, 0] - corners[a, 0])
+            points.append(corners[a] + share * (corners[b] - corners[a]))
+    pixels = camera.project(np.array(points))
+    return np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
+
+
+def convert_boxes(entries: list[dict], camera: Camera, size: tuple[int, int]) -> list[dict]:
+    """Entries of label3D -> boxes as the derived file holds them.
+
+    `camera` is the camera at its recorded size, `size` the derived (width, height). Each box: `box` [x1, y1, x2, y2],
+    edges in derived pixels clipped to [0, W] x [0, H]; `class` as written; `visible`, the clipped share of the
+    unclipped area; `distance_m` to its centre or None; `occlusion`, `truncation`, `id` as written or None. Exact
+    duplicates (the same class and geometry) and boxes wholly outside are dropped, nothing else. ValueError for an
+    entry without class or geometry.
+    """
+    boxes, seen = [], set()
+    for entry in entries:
+        label = entry.get("class")
+        if not isinstance(label, str):
+            raise ValueError(f"box {entry.get('id')}: its class is {label!r}, expected a name")
+        corners, bounds = _read_array(entry, "3d_points", (8, 3)), _read_array(entry, "2d_bbox", (4,))
+        if corners is None and bounds is None:
+            raise ValueError(f"box {entry.get('id')} ({label}) has neither 3d_points nor 2d_bbox")
+        identity = (label, tuple((bounds if bounds is not None else corners).ravel()))
+        if identity in seen:
+            continue
+        seen.add(identity)
+        hull = bounds if corners is None else find_hull(corners, camera)
+        if hull is None:
+            continue
+        hull = map_edges(hull, camera.recorded_size, size)
+        box = np.clip(hull, 0, [*size, *size])
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        if not area > 0:
+            continue
+        boxes.append(
+            {
+                "box": [round(float(value), 3) for value in box],
+                "class": label,
+                "visible": float(area / ((hull[2] - hull[0]) * (hull[3] - hull[1]))),
+                "distance_m": _measure_distance(entry, corners),
+                "occlusion": entry.get("occlusion"),
+                "truncation": entry.get("truncation"),
+                "id": entry.get("id"),
+            }
+        )
+    return boxes
+
+
+def _read_array(entry: dict, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    if entry.get(key) is None:
+        return None
+    try:
+        array = np.array(entry[key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"box {entry.get('id')}: {key} holds no numbers") from error
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"box {entry.get('id')}: {key} is not {' x '.join(map(str, shape))} finite numbers")
+    return array
+
+
+def _measure_distance(entry: dict, corners: np.ndarray | None) -> float | None:
+    centre = _read_array(entry, "center", (3,))
+    if centre is None:
+        centre = None if corners is None else corners.mean(axis=0)
+    return None if centre is None else round(float(np.linalg.norm(centre)), 3)

@@ -1,0 +1,82 @@
+"""Bus signals -> the signed steering-wheel angle of each frame.
+
+`steering_angle_calculated` is the wheel's angle in degrees, a magnitude; its sign is a signal of its own, 0 for left
+(positive) and 1 for right (negative). `steering_angle` is the shift of the steering link, no angle, and is not used
+(format notes, section 7.1).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+ANGLE = "steering_angle_calculated"
+SPEED = "vehicle_speed"
+SENTINELS = (614.10, 614.25)  # "not yet known" and "error"
+_STEP = 0.15  # the signal's resolution in degrees
+
+
+def read_bus(path: Path) -> dict[str, dict]:
+    """Items of a scene's bus file by the name of the camera JSON they belong to (never by their place in the list)."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file ({error})") from error
+    if not isinstance(content, list):
+        raise ValueError(f"{path} is no bus file of a labelled set: expected a list of frames")
+    return {item["frame_name"]: item for item in content if isinstance(item, dict) and "frame_name" in item}
+
+
+def read_signal(item: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Timestamps (microseconds, int64) and values (float64) of one signal; both empty where it is absent."""
+    signal = (item.get("flexray") or {}).get(name) or {}
+    timestamps, values = signal.get("timestamps") or [], signal.get("values") or []
+    if len(timestamps) != len(values):
+        raise ValueError(f"{name} has {len(timestamps)} timestamps and {len(values)} values")
+    values = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return np.array(timestamps, dtype=np.int64), values
+
+
+def sign_magnitudes(item: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Timestamps and signed values of a signal that has a `_sign`, matched by time; unsigned samples are left out."""
+    timestamps, magnitudes = read_signal(item, name)
+    sign_timestamps, signs = read_signal(item, f"{name}_sign")
+    if len(timestamps) == 0 or len(sign_timestamps) == 0:
+        return timestamps[:0], magnitudes[:0]
+    if not np.array_equal(timestamps, sign_timestamps):
+        nearest = np.abs(timestamps[:, None] - sign_timestamps[None]).argmin(axis=1)
+        signs = signs[nearest]
+    known = np.isfinite(magnitudes) & np.isin(signs, (0, 1))
+    return timestamps[known], (magnitudes * (1 - 2 * signs))[known]
+
+
+def is_sentinel(magnitudes: np.ndarray) -> np.ndarray:
+    """Which magnitudes stand for "not yet known" or "error"."""
+    return (np.abs(np.abs(magnitudes)[:, None] - np.array(SENTINELS)) < _STEP / 3).any(axis=1)
+
+
+def convert_steering(item: dict) -> dict | None:
+    """A frame's item -> the derived steering file's content; None where no sample of the angle is usable.
+
+    `angle_deg`: the sample nearest the frame's time, left positive; `angles_deg`, `timestamps_us`: all usable samples;
+    `speed_kmh`: the nearest sample, or None.
+    """
+    timestamps, angles = sign_magnitudes(item, ANGLE)
+    usable = ~is_sentinel(angles)
+    timestamps, angles = timestamps[usable], angles[usable]
+    if len(angles) == 0:
+        return None
+    moment = int(item.get("timestamp") or np.median(timestamps))
+    speed_timestamps, speeds = read_signal(item, SPEED)
+    known = np.isfinite(speeds)
+    speed = _pick_nearest(speed_timestamps[known], speeds[known], moment)
+    return {
+        "angle_deg": _pick_nearest(timestamps, angles, moment),
+        "speed_kmh": speed,
+        "angles_deg": [float(angle) for angle in angles],
+        "timestamps_us": [int(timestamp) for timestamp in timestamps],
+    }
+
+
+def _pick_nearest(timestamps: np.ndarray, values: np.ndarray, moment: int) -> float | None:
+    return float(values[np.abs(timestamps - moment).argmin()]) if len(values) else None

@@ -1,0 +1,221 @@
+"""The 55 label colours, the 38 classes, the 19-class grouping and the 14 object classes.
+
+The only place of the project with a colour or a class name. The table is that of `class_list.json` and of the paper's
+19-class grouping (format notes, section 5); object classes are those of the box labels (section 6.3).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import UInt8
+
+IGNORE = 255  # in a class map: unknown colour, or outside the recorded image
+
+# (colour, name in class_list.json, class of the 38)
+_COLOURS = (
+    ("#ff0000", "Car 1", 0),
+    ("#c80000", "Car 2", 0),
+    ("#960000", "Car 3", 0),
+    ("#800000", "Car 4", 0),
+    ("#b65906", "Bicycle 1", 1),
+    ("#963204", "Bicycle 2", 1),
+    ("#5a1e01", "Bicycle 3", 1),
+    ("#5a1e1e", "Bicycle 4", 1),
+    ("#cc99ff", "Pedestrian 1", 2),
+    ("#bd499b", "Pedestrian 2", 2),
+    ("#ef59bf", "Pedestrian 3", 2),
+    ("#ff8000", "Truck 1", 3),
+    ("#c88000", "Truck 2", 3),
+    ("#968000", "Truck 3", 3),
+    ("#00ff00", "Small vehicles 1", 4),
+    ("#00c800", "Small vehicles 2", 4),
+    ("#009600", "Small vehicles 3", 4),
+    ("#0080ff", "Traffic signal 1", 5),
+    ("#1e1c9e", "Traffic signal 2", 5),
+    ("#3c1c64", "Traffic signal 3", 5),
+    ("#00ffff", "Traffic sign 1", 6),
+    ("#1edcdc", "Traffic sign 2", 6),
+    ("#3c9dc7", "Traffic sign 3", 6),
+    ("#ffff00", "Utility vehicle 1", 7),
+    ("#ffffc8", "Utility vehicle 2", 7),
+    ("#e96400", "Sidebars", 8),
+    ("#6e6e00", "Speed bumper", 9),
+    ("#808000", "Curbstone", 10),
+    ("#ffc125", "Solid line", 11),
+    ("#400040", "Irrelevant signs", 12),
+    ("#b97a57", "Road blocks", 13),
+    ("#000064", "Tractor", 14),
+    ("#8b636c", "Non-drivable street", 15),
+    ("#d23273", "Zebra crossing", 16),
+    ("#ff0080", "Obstacles / trash", 17),
+    ("#fff68f", "Poles", 18),
+    ("#960096", "RD restricted area", 19),
+    ("#ccff99", "Animals", 20),
+    ("#eea2ad", "Grid structure", 21),
+    ("#212cb1", "Signal corpus", 22),
+    ("#b432b4", "Drivable cobblestone", 23),
+    ("#ff46b9", "Electronic traffic", 24),
+    ("#eee9bf", "Slow drive area", 25),
+    ("#93fdc2", "Nature object", 26),
+    ("#9696c8", "Parking area", 27),
+    ("#b496c8", "Sidewalk", 28),
+    ("#48d1cc", "Ego car", 29),
+    ("#c87dd2", "Painted driv. instr.", 30),
+    ("#9f79ee", "Traffic guide obj.", 31),
+    ("#8000ff", "Dashed line", 32),
+    ("#ff00ff", "RD normal street", 33),
+    ("#87ceff", "Sky", 34),
+    ("#f1e6ff", "Buildings", 35),
+    ("#60458f", "Blurred area", 36),
+    ("#352e52", "Rain dirt", 37),
+)
+
+COLOUR_NAMES = {colour: name for colour, name, _ in _COLOURS}  # the content of class_list.json
+
+
+def _strip_number(name: str) -> str:
+    """ "Car 3" -> "Car": the numbers tell neighbouring instances apart, not classes."""
+    return name[:-2] if name[-2] == " " and name[-1].isdigit() else name
+
+
+CLASSES = tuple(dict.fromkeys(_strip_number(name) for _, name, _ in _COLOURS))  # 38 names, by id
+
+_PAPER_NAMES = (
+    "Background",
+    "Road",
+    "Sky",
+    "Nature",
+    "Poles",
+    "Cars",
+    "Lane lines",
+    "Buildings",
+    "Irrelevant",
+    "Traffic info",
+    "Curb stones",
+    "Side walk",
+    "Trucks",
+    "Grid structure",
+    "Obstacles",
+    "Pedestrians",
+    "Ego car",
+    "Small traffic participants",
+    "Parking area",
+)
+# by id of the 38: the class of the 19 that A2D2's authors merge it into; rain dirt counts as nothing (section 9.1)
+_PAPER_GROUPS = (
+    *(5, 17, 15, 12, 17, 9, 9, 12, 4, 1, 10, 6, 8, 13, 12, 11, 1, 14, 4),
+    *(1, 15, 13, 8, 1, 9, 1, 3, 18, 11, 16, 1, 9, 6, 1, 2, 7, 0, IGNORE),
+)
+
+
+def _parse_colour(text: str) -> tuple[int, int, int]:
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+@cache
+def colour_table() -> UInt8[np.ndarray, "16777216"]:
+    """Packed colour r * 65536 + g * 256 + b -> id of the 38, IGNORE for a colour that is not in the list."""
+    table = np.full(1 << 24, IGNORE, dtype=np.uint8)
+    for text, _, index in _COLOURS:
+        red, green, blue = _parse_colour(text)
+        table[(red << 16) | (green << 8) | blue] = index
+    table.setflags(write=False)
+    return table
+
+
+def class_colour(name: str, number: int = 1) -> tuple[int, int, int]:
+    """RGB of a class of the 38; for classes drawn in several colours, that of instance `number` (from 1, wraps)."""
+    colours = [text for text, label, _ in _COLOURS if _strip_number(label) == name]
+    if not colours:
+        raise ValueError(f"{name!r} is none of the {len(CLASSES)} classes: {', '.join(CLASSES)}")
+    return _parse_colour(colours[(number - 1) % len(colours)])
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A set of classes to train on. `table`[id of the 38] is the class in this grouping, IGNORE stays IGNORE."""
+
+    names: tuple[str, ...]
+    table: UInt8[np.ndarray, "256"]
+    palette: UInt8[np.ndarray, "256 3"]
+
+
+def _build_grouping(names: tuple[str, ...], groups: tuple[int, ...]) -> Grouping:
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[: len(groups)] = groups
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    # a group is drawn in the colour of the class it is named after, else of its first class
+    for index, group in reversed(list(enumerate(groups))):
+        if group != IGNORE:
+            palette[group] = class_colour(CLASSES[index])
+    return Grouping(names, table, palette)
+
+
+@cache
+def load_grouping(name: str) -> Grouping:
+    """ "all": the 38 classes of A2D2; "paper": the authors' 19 (format notes, section 9.1)."""
+    if name == "all":
+        return _build_grouping(CLASSES, tuple(range(len(CLASSES))))
+    if name == "paper":
+        grouping = _build_grouping(_PAPER_NAMES, _PAPER_GROUPS)
+        palette = grouping.palette.copy()
+        palette[_PAPER_NAMES.index("Road")] = class_colour("RD normal street")
+        palette[_PAPER_NAMES.index("Small traffic participants")] = class_colour("Small vehicles")
+        palette[_PAPER_NAMES.index("Traffic info")] = class_colour("Traffic sign")
+        palette[_PAPER_NAMES.index("Poles")] = class_colour("Poles")
+        palette[_PAPER_NAMES.index("Side walk")] = class_colour("Sidewalk")
+        return Grouping(grouping.names, grouping.table, palette)
+    raise ValueError(f"no grouping {name!r}: choose 'all' (38 classes) or 'paper' (19)")
+
+
+# by frequency in A2D2 (format notes, section 6.3)
+OBJECT_CLASSES = (
+    "Car",
+    "Pedestrian",
+    "Truck",
+    "VanSUV",
+    "Cyclist",
+    "Bus",
+    "MotorBiker",
+    "Bicycle",
+    "UtilityVehicle",
+    "Motorcycle",
+    "CaravanTransporter",
+    "Animal",
+    "Trailer",
+    "EmergencyVehicle",
+)
+_OBJECT_IDS = {name.lower(): index for index, name in enumerate(OBJECT_CLASSES)}
+
+# merges of object classes to train detection on; every one of the 14 is in exactly one group
+OBJECT_GROUPINGS = {
+    "all": {name: (name,) for name in OBJECT_CLASSES},
+    "merged": {
+        "Car": ("Car", "VanSUV"),
+        "Truck": ("Truck", "UtilityVehicle", "Trailer", "CaravanTransporter", "EmergencyVehicle"),
+        "Bus": ("Bus",),
+        "Pedestrian": ("Pedestrian", "Animal"),
+        "TwoWheeler": ("Cyclist", "MotorBiker", "Bicycle", "Motorcycle"),
+    },
+    "object": {"Object": OBJECT_CLASSES},
+}
+
+
+def find_object_class(text: str) -> int | None:
+    """Id of an object class among the 14, whatever its case, spaces and underscores; None for a foreign name."""
+    return _OBJECT_IDS.get(text.lower().replace(" ", "").replace("_", ""))
+
+
+def object_colour(index: int) -> tuple[int, int, int]:
+    """RGB to draw boxes of this class in: well apart on a picture, so not the label colours."""
+    colours = (
+        (255, 59, 48),
+        (255, 204, 0),
+        (0, 199, 255),
+        (52, 199, 89),
+        (255, 45, 210),
+        (255, 149, 0),
+        (125, 122, 255),
+    )
+    return colours[index % len(colours)]

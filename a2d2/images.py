@@ -1,0 +1,166 @@
+"""The one strict reader of images, and the writers that leave a whole file or none.
+
+A label with a torn or mislabelled picture must never become class 0, so readers look at the header first and refuse
+what is not exactly the kind of file A2D2 (or a derived root) has. kornia-rs decodes PNG and refuses damaged ones.
+"""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from kornia_rs import io as kornia_io
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
+_TEMPORARY = ".partial"
+_DAY_SECONDS = 24 * 3600
+
+
+class ImageError(ValueError):
+    """A file that is not the image it should be; the message says what it is."""
+
+
+def _read_png_header(data: bytes) -> tuple[int, int, int, str]:
+    """Width, height, bits a channel and colour type of a PNG."""
+    if not data:
+        raise ImageError("the file is empty")
+    if data[:8] != _PNG_SIGNATURE:
+        raise ImageError(f"no PNG: it starts with {data[:8]!r}")
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise ImageError("a PNG cut off in its header")
+    width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
+    return width, height, bits, _PNG_TYPES.get(colour, f"colour type {colour}")
+
+
+def _check_png_type(found: tuple[int, str], wanted: tuple[int, str]) -> None:
+    if found != wanted:
+        raise ImageError(f"a PNG of {found[0]} bit {found[1]}, expected {wanted[0]} bit {wanted[1]}")
+
+
+def decode_rgb_png(data: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an 8-bit RGB PNG, of (width, height) `size` if given; ImageError for anything else or damaged."""
+    width, height, bits, colour = _read_png_header(data)
+    _check_png_type((bits, colour), (8, "RGB"))
+    if size is not None and (width, height) != tuple(size):
+        raise ImageError(f"{width}x{height} pixels, the calibration says {size[0]}x{size[1]}")
+    try:
+        return kornia_io.decode_image_png_u8(data, (height, width), "rgb")
+    except Exception as error:  # kornia-rs raises bare Exception for damaged data
+        raise ImageError(f"a damaged PNG ({error})") from error
+
+
+def read_rgb_png(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Read a camera or label picture of A2D2."""
+    return decode_rgb_png(Path(path).read_bytes(), size)
+
+
+def read_depth_png(path: Path) -> UInt16[np.ndarray, "h w"]:
+    """Read a 16-bit gray PNG: metres x 256, 0 where nothing is known (KITTI's convention)."""
+    data = Path(path).read_bytes()
+    width, height, bits, colour = _read_png_header(data)
+    _check_png_type((bits, colour), (16, "gray"))
+    try:
+        return kornia_io.decode_image_png_u16(data, (height, width), "mono").reshape(height, width)
+    except Exception as error:
+        raise ImageError(f"{path}: a damaged PNG ({error})") from error
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Read a derived camera image, JPEG or PNG, as RGB; ImageError names the file."""
+    path = Path(path)
+    try:
+        if path.suffix == ".png":
+            return read_rgb_png(path)
+        # a JPEG that was cut off still decodes, gray from there on, so its end mark is looked at first
+        data = path.read_bytes()
+        if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+            raise ImageError("no JPEG, or one that was cut off")
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if decoded is None:
+            raise ImageError("a damaged JPEG")
+        return decoded
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}; delete it and run preprocessing/camera.py again") from error
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """RGB -> JPEG of quality 95 without chroma subsampling: thin coloured things survive."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return _encode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+
+
+def encode_png(image: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w"]) -> bytes:
+    """RGB of 8 bit or gray of 16 bit -> PNG, at OpenCV's fast compression."""
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return _encode(".png", image, [])
+
+
+def _encode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
+    done, data = cv2.imencode(extension, image, options)
+    if not done:
+        raise ValueError(f"OpenCV could not encode an array {image.shape} of {image.dtype} as {extension}")
+    return data.tobytes()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file or none: under a temporary name in the same folder, then renamed. OSError when it cannot."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole; a value JSON cannot hold, such as NaN, is a ValueError."""
+    write_bytes(path, (json.dumps(content, allow_nan=False) + "\n").encode())
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write one array as .npy, whole."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sweep_temporary(root: Path) -> int:
+    """Remove what interrupted writers left under a root, and return how many files that were.
+
+    A file is left over when its writer, a process of this host, is gone, or when it is a day old: another machine's
+    writer may be at work on the same folder.
+    """
+    host, removed = socket.gethostname(), 0
+    for path in Path(root).rglob(f".*{_TEMPORARY}"):
+        with contextlib.suppress(FileNotFoundError):  # another run may sweep the same folder
+            name, writer = path.name.removesuffix(_TEMPORARY).rsplit(".", 1)
+            dead = name.endswith(f".{host}") and not _is_alive(int(writer))
+            if dead or time.time() - path.stat().st_mtime > _DAY_SECONDS:
+                path.unlink()
+                removed += 1
+    return removed

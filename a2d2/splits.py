@@ -1,0 +1,84 @@
+"""Which frames train, validate and test. Frames of one drive look alike, so honest splits keep scenes apart."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+
+from a2d2.frames import Frame
+
+PARTS = ("train", "val", "test")
+
+# the split A2D2's authors gave to others (format notes, section 9.1)
+_PAPER_VAL = {"20181108_141609", "20181204_154421"}
+_PAPER_TEST = {"20181016_125231", "20181108_084007", "20181204_170238"}
+_PAPER_DIVIDED, _PAPER_DIVIDED_FROM = "20181008_095521", 55000
+_MOVED_FOR_BOXES = "20180925_101535"
+
+
+def _assign_paper(frame: Frame) -> str:
+    if frame.scene in _PAPER_TEST:
+        return "test"
+    in_val_part = frame.scene == _PAPER_DIVIDED and int(frame.id) >= _PAPER_DIVIDED_FROM
+    return "val" if in_val_part or frame.scene in _PAPER_VAL else "train"
+
+
+def _assign_paper_boxes(frame: Frame) -> str:
+    return "val" if frame.scene == _MOVED_FOR_BOXES else _assign_paper(frame)
+
+
+def _split_each(frames: list[Frame], assign) -> dict[str, list[Frame]]:
+    parts = {part: [] for part in PARTS}
+    for frame in frames:
+        parts[assign(frame)].append(frame)
+    return parts
+
+
+def _split_thesis(frames: list[Frame]) -> dict[str, list[Frame]]:
+    scenes = defaultdict(list)
+    for frame in frames:
+        scenes[frame.scene, frame.view].append(frame)
+    parts = {part: [] for part in PARTS}
+    for members in scenes.values():
+        first = int(0.8 * len(members))
+        parts["train"] += members[:first]
+        parts["val"] += members[first:]
+    return parts
+
+
+def _split_by_scene(frames: list[Frame], fractions: tuple[float, ...], seed: int) -> dict[str, list[Frame]]:
+    scenes = sorted({frame.scene for frame in frames})
+    random.Random(seed).shuffle(scenes)
+    val, test = (_count_scenes(len(scenes), fraction) for fraction in fractions[1:])
+    of_scene = dict.fromkeys(scenes[:val], "val") | dict.fromkeys(scenes[val : val + test], "test")
+    return _split_each(frames, lambda frame: of_scene.get(frame.scene, "train"))
+
+
+def _count_scenes(scenes: int, fraction: float) -> int:
+    """A part that is asked for gets a scene as long as there are enough for all three."""
+    return 0 if fraction == 0 else max(round(scenes * fraction), 1 if scenes >= len(PARTS) else 0)
+
+
+SPLITS = ("paper", "paper_boxes", "thesis", "by_scene", "all")
+
+
+def split_frames(
+    frames: Iterable[Frame], name: str, fractions: tuple[float, float, float] = (0.7, 0.15, 0.15), seed: int = 0
+) -> dict[str, list[Frame]]:
+    """Divide frames into {"train": [...], "val": [...], "test": [...]}, each sorted; a part may be empty.
+
+    paper: the A2D2 authors' split by scene. paper_boxes: the same with one more scene in validation, because the
+    paper's validation has almost no boxes. thesis: the last 20 % of each scene validate (they look like the rest).
+    by_scene: scenes drawn with the seed, by `fractions` of (train, val, test). all: everything to training.
+    """
+    frames = sorted(frames)
+    if name == "paper":
+        return _split_each(frames, _assign_paper)
+    if name == "paper_boxes":
+        return _split_each(frames, _assign_paper_boxes)
+    if name == "thesis":
+        return _split_thesis(frames)
+    if name == "by_scene":
+        return _split_by_scene(frames, fractions, seed)
+    if name == "all":
+        return {"train": frames, "val": [], "test": []}
+    raise ValueError(f"no split {name!r}: choose one of {', '.join(SPLITS)}")
