@@ -1,0 +1,208 @@
+"""Raw frame -> derived file: one function a kind, run by the preprocessing scripts on any worker.
+
+Every derived file is in the undistorted view at the derived size. A function returns what became of its frame; it
+raises only what stops the whole run, such as a full disk.
+"""
+
+import errno
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, wraps
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from a2d2 import bus, images, lidar
+from a2d2.boxes import convert_boxes, read_label3d
+from a2d2.calibration import Camera, undistortion_maps
+from a2d2.classes import IGNORE, colour_table, find_object_class
+from a2d2.frames import Frame, bus_path
+
+STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker needs beside the frame: the derived root, the cameras at the derived size, the kind's options."""
+
+    out: Path
+    cameras: dict[str, Camera]
+    options: dict = field(default_factory=dict)
+    bus_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a frame. `status`: done, missing (an input A2D2 does not have) or failed (an input is bad)."""
+
+    frame: Frame
+    status: str
+    reason: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def _report_errors(derive: Callable[[Frame, Recipe], Outcome]) -> Callable[[Frame, Recipe], Outcome]:
+    """Turn what a bad input raises into its frame's outcome; a disk that takes no more stops the run."""
+
+    @wraps(derive)
+    def guarded(frame: Frame, recipe: Recipe) -> Outcome:
+        try:
+            return derive(frame, recipe)
+        except FileNotFoundError as error:
+            return Outcome(frame, "missing", f"no {error.filename}")
+        except OSError as error:
+            if error.errno in STOPPING_ERRORS:
+                raise
+            return Outcome(frame, "failed", f"{error.filename}: {error.strerror or error}")
+        except Exception as error:  # whatever a damaged file makes a decoder raise, the other frames go on
+            return Outcome(frame, "failed", f"{type(error).__name__}: {error}")
+
+    return guarded
+
+
+def _find_camera(frame: Frame, recipe: Recipe) -> Camera:
+    if frame.view not in recipe.cameras:
+        raise ValueError(f"the calibration has no camera {frame.view}; it has {', '.join(recipe.cameras)}")
+    return recipe.cameras[frame.view]
+
+
+@lru_cache(maxsize=16)
+def _bilinear_maps(camera: Camera, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed-point maps into a picture whose pixel is the mean of the (width, height) block that begins there."""
+    map_x, map_y = undistortion_maps(camera)
+    return cv2.convertMaps(map_x - (block[0] - 1) / 2, map_y - (block[1] - 1) / 2, cv2.CV_16SC2)
+
+
+@lru_cache(maxsize=16)
+def _nearest_maps(camera: Camera) -> tuple[np.ndarray, int]:
+    """Fixed-point map to the nearest recorded pixel, and how many derived pixels fall outside the recorded image."""
+    map_x, map_y = undistortion_maps(camera)
+    nearest, _ = cv2.convertMaps(map_x, map_y, cv2.CV_16SC2, nninterpolation=True)
+    width, height = camera.recorded_size
+    inside = (nearest[..., 0] >= 0) & (nearest[..., 0] < width) & (nearest[..., 1] >= 0) & (nearest[..., 1] < height)
+    return nearest, int(inside.size - inside.sum())
+
+
+def reduce_picture(picture: UInt8[np.ndarray, "h w 3"], camera: Camera) -> UInt8[np.ndarray, "H W 3"]:
+    """A recorded picture -> the undistorted view at `camera.size`, without aliasing; black outside the recording.
+
+    One box filter over the recorded pixels that a derived pixel covers, then one bilinear look-up: nearly what
+    undistorting at full size and averaging areas gives, without a second picture at full size.
+    """
+    block = tuple(
+        max(1, round(full / derived)) for full, derived in zip(camera.recorded_size, camera.size, strict=True)
+    )
+    if block != (1, 1):
+        picture = cv2.boxFilter(picture, -1, block, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
+    return cv2.remap(picture, *_bilinear_maps(camera, block), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+
+
+def look_up_classes(label: UInt8[np.ndarray, "h w 3"], camera: Camera) -> tuple[UInt8[np.ndarray, "H W"], int]:
+    """A recorded label picture -> class map of the undistorted view, and the number of pixels of unknown colour.
+
+    Nearest neighbour and exact colours: some of A2D2's colours differ by 18 levels, so any mixing or matching of near
+    colours invents classes (format notes, section 5). IGNORE where the colour is unknown or nothing was recorded.
+    """
+    nearest, outside = _nearest_maps(camera)
+    # black, the border's value, is no label colour
+    colours = cv2.remap(label, nearest, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT).astype(np.uint32)
+    packed = (colours[..., 0] << 16) | (colours[..., 1] << 8) | colours[..., 2]
+    classes = colour_table()[packed]
+    return classes, int((classes == IGNORE).sum()) - outside
+
+
+@_report_errors
+def derive_camera(frame: Frame, recipe: Recipe) -> Outcome:
+    """Recorded camera PNG -> undistorted picture, JPEG or PNG by option `format`."""
+    camera = _find_camera(frame, recipe)
+    picture = reduce_picture(images.read_rgb_png(frame.path("camera"), camera.recorded_size), camera)
+    target = frame.under(recipe.out)
+    if recipe.options["format"] == "png":
+        images.write_bytes(target.path("image_lossless"), images.encode_png(picture))
+    else:
+        images.write_bytes(target.path("image"), images.encode_jpeg(picture))
+    return Outcome(frame, "done")
+
+
+@_report_errors
+def derive_segmentation(frame: Frame, recipe: Recipe) -> Outcome:
+    """Recorded label PNG -> class map of the 38 classes."""
+    camera = _find_camera(frame, recipe)
+    label = images.read_rgb_png(frame.path("label"), camera.recorded_size)
+    classes, unknown = look_up_classes(label, camera)
+    images.write_npy(frame.under(recipe.out).path("segmentation"), classes)
+    return Outcome(frame, "done", counts={"pixels of unknown colour": unknown} if unknown else {})
+
+
+@_report_errors
+def derive_depth(frame: Frame, recipe: Recipe) -> Outcome:
+    """Lidar npz -> sparse depth PNG."""
+    camera = _find_camera(frame, recipe)
+    try:
+        points = lidar.read_lidar(frame.path("lidar"))
+    except lidar.MissingLidarError as error:
+        return Outcome(frame, "missing", str(error))
+    depth = lidar.splat_depth(**points, full=camera.recorded_size, derived=camera.size)
+    images.write_bytes(frame.under(recipe.out).path("depth"), images.encode_png(depth))
+    return Outcome(frame, "done")
+
+
+@_report_errors
+def derive_boxes(frame: Frame, recipe: Recipe) -> Outcome:
+    """label3D -> visible 2-D boxes."""
+    small = _find_camera(frame, recipe)
+    full = small.resize(small.recorded_size)
+    boxes = convert_boxes(read_label3d(frame.path("label3D")), full, small.size)
+    images.write_json(frame.under(recipe.out).path("boxes"), {"boxes": boxes})
+    foreign = Counter(box["class"] for box in boxes if find_object_class(box["class"]) is None)
+    return Outcome(frame, "done", counts={f"boxes of unknown class {name!r}": n for name, n in foreign.items()})
+
+
+def derive_steering(frames: list[Frame], recipe: Recipe) -> list[Outcome]:
+    """Bus file of a scene -> one steering file for each of its frames; the file is parsed once for all of them."""
+    try:
+        items = bus.read_bus(bus_path(recipe.bus_root, frames[0].scene))
+    except FileNotFoundError as error:
+        return [Outcome(frame, "missing", f"no {error.filename}") for frame in frames]
+    except (OSError, ValueError, TypeError) as error:
+        return [Outcome(frame, "failed", f"{error}") for frame in frames]
+    return [_derive_steering_frame(frame, recipe, items) for frame in frames]
+
+
+def _derive_steering_frame(frame: Frame, recipe: Recipe, items: dict[str, dict]) -> Outcome:
+    @_report_errors
+    def derive(frame: Frame, recipe: Recipe) -> Outcome:
+        item = items.get(frame.path("camera_info").name)
+        if item is None:
+            return Outcome(frame, "missing", "the bus file has no item for this frame")
+        content = bus.convert_steering(item)
+        if content is None:
+            return Outcome(frame, "missing", "no usable sample of the steering angle")
+        images.write_json(frame.under(recipe.out).path("steering"), content)
+        return Outcome(frame, "done")
+
+    return derive(frame, recipe)
+
+
+def write_frame_times(frames: list[Frame], out: Path) -> None:
+    """Write `frames.json` beside the derived pictures of each scene and camera: id -> `cam_tstamp` or null.
+
+    `frames` is the full raw listing, so that every shard of a run writes the same files.
+    """
+    groups: dict[Path, dict[str, int | None]] = {}
+    for frame in sorted(frames):
+        path = frame.under(out).path("image").parent / "frames.json"
+        groups.setdefault(path, {})[frame.id] = _read_timestamp(frame)
+    for path, times in groups.items():
+        images.write_json(path, times)
+
+
+def _read_timestamp(frame: Frame) -> int | None:
+    try:
+        return int(json.loads(frame.path("camera_info").read_text())["cam_tstamp"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # two scenes of A2D2 have no camera JSON at all (format notes, section 10)

@@ -1,0 +1,297 @@
+"""What the preprocessing scripts share: the path to the root, options, the pool's run, the report, the exit code."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a script runs from any folder, uninstalled
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+
+from tqdm import tqdm
+
+from a2d2.calibration import Camera, load_calibration
+from a2d2.derive import STOPPING_ERRORS, Outcome, Recipe
+from a2d2.frames import VIEWS, Frame, find_bus_root, find_calibration, list_frames, list_scenes
+from a2d2.images import sweep_temporary, write_json
+from preprocessing._pool import map_units
+
+FORMAT_VERSION = 1
+DONE, ERROR, WRONG_USE, PARTLY_FAILED, STOPPED = 0, 1, 2, 3, 75
+
+
+class StopRunError(Exception):
+    """Ends a script with one line for its user; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int = ERROR):
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one script makes.
+
+    `name`: the kind, its section in dataset.json and its report; `raw`: the kind of file it reads; `produces`: the
+    derived file whose existence means "finished"; `derive`: one function of a2d2.derive, for a frame or, with
+    `by_scene`, for the frames of a scene at once; `options`: the kind's own, on which all its files must agree;
+    `prepare`: called with the full raw listing and the derived root before the frames are done.
+    """
+
+    name: str
+    raw: str
+    produces: str
+    derive: Callable
+    options: dict = field(default_factory=dict)
+    by_scene: bool = False
+    prepare: Callable | None = None
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, such as 1024x640") from None
+    if width < 1 or height < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: width and height must be 1 or more")
+    return width, height
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard; write i/n, such as 1/8") from None
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"{text!r}: the first number goes from 1 to the second")
+    return index, count
+
+
+def _parse_threads(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of processes, 1 or more")
+    return int(text)
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all scripts have."""
+    parser = argparse.ArgumentParser(
+        description=description.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("Datasets/camera_lidar_semantic_bboxes"), help="raw root, with the scenes"
+    )
+    parser.add_argument("--bus", type=Path, help="folder with the bus signals (default: found beside the raw root)")
+    parser.add_argument("--calibration", type=Path, help="cams_lidars.json (default: found in or beside the raw root)")
+    parser.add_argument("--out", type=Path, help="derived root (default: processed/<size>/ beside the raw root)")
+    parser.add_argument("--size", type=_parse_size, default="1024x640", help="size of everything derived")
+    parser.add_argument("--view", choices=[*VIEWS, "all"], default="front_center", help="camera")
+    parser.add_argument("--threads", type=_parse_threads, default=4, help="worker processes")
+    parser.add_argument("--shard", type=_parse_shard, default="1/1", help="do the i-th of n parts, for job arrays")
+    parser.add_argument("--overwrite", action="store_true", help="do finished frames again, also with other options")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 instead of 3 if a frame fails")
+    return parser
+
+
+def run_script(kind: Kind, arguments: argparse.Namespace) -> None:
+    """Do all frames of one kind and leave with the exit code; a user's mistake is one line, not a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = _run(kind, arguments)
+    except StopRunError as stop:
+        print(f"{kind.name}: {stop}", file=sys.stderr)
+        code = stop.code
+    except KeyboardInterrupt:
+        print(f"{kind.name}: stopped; the same command goes on from here", file=sys.stderr)
+        code = STOPPED
+    except (OSError, ValueError) as error:
+        print(f"{kind.name}: {error}", file=sys.stderr)
+        code = ERROR
+    sys.exit(code)
+
+
+def _interrupt(number, stack):
+    raise KeyboardInterrupt
+
+
+def _run(kind: Kind, arguments: argparse.Namespace) -> int:
+    data = arguments.data
+    if not data.is_dir():
+        raise StopRunError(f"no folder {data}; fetch the data by `sh get_data.sh`, or name another folder with --data")
+    if not list_scenes(data):
+        raise StopRunError(f"{data} holds no scenes (folders such as 20180807_145028); is it the raw root?")
+    width, height = arguments.size
+    out = arguments.out or data.parent / "processed" / f"{width}x{height}"
+    calibration = load_calibration(arguments.calibration or find_calibration(data))
+    views = VIEWS if arguments.view == "all" else (arguments.view,)
+    frames = list_frames(data, kind.raw, views)
+    if not frames:
+        raise StopRunError(f"{data} has no {kind.raw} files of {', '.join(views)}")
+
+    bus_root = arguments.bus or find_bus_root(data)
+    if kind.by_scene and bus_root is None:
+        raise StopRunError(
+            f"no bus signals beside {data}; fetch them by `sh get_data.sh bus`, or name a folder with --bus"
+        )
+
+    cameras = {name: camera.resize(arguments.size) for name, camera in calibration.cameras.items()}
+    recipe = Recipe(out, cameras, kind.options, bus_root)
+    _agree_on_identity(kind, recipe, frames, arguments.overwrite)
+    sweep_temporary(out)
+    if kind.prepare:
+        kind.prepare(frames, out)
+
+    # shards divide all units, not those that happen to be left, so that two shards never overlap
+    index, count = arguments.shard
+    units = list(_group_units(kind, frames))[index - 1 :: count]
+    total = sum(len(unit) for unit in units)
+    if not arguments.overwrite:
+        units = [tuple(frame for frame in unit if not frame.under(out).path(kind.produces).is_file()) for unit in units]
+    units = [unit for unit in units if unit]
+    skipped = total - sum(len(unit) for unit in units)
+    return _derive_units(kind, recipe, units, skipped, arguments)
+
+
+def _group_units(kind: Kind, frames: list[Frame]) -> Iterator[tuple[Frame, ...]]:
+    if not kind.by_scene:
+        yield from ((frame,) for frame in frames)
+        return
+    for _, members in groupby(frames, key=lambda frame: frame.scene):
+        yield tuple(members)
+
+
+def describe_camera(camera: Camera) -> dict:
+    """A camera as dataset.json keeps it: `matrix` at the derived size, the rest as recorded."""
+    return {
+        "lens": camera.lens,
+        "matrix": camera.matrix.tolist(),
+        "original": camera.original.tolist(),
+        "distortion": camera.distortion.tolist(),
+        "recorded_size": list(camera.recorded_size),
+    }
+
+
+def _agree_on_identity(kind: Kind, recipe: Recipe, frames: list[Frame], overwrite: bool) -> None:
+    """Make dataset.json, or stop if this root was made with another size, calibration or other options of this kind."""
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    path = recipe.out / "dataset.json"
+    cameras = recipe.cameras
+    wanted = {
+        "format": FORMAT_VERSION,
+        "size": list(next(iter(cameras.values())).size),
+        "cameras": {name: describe_camera(camera) for name, camera in cameras.items()},
+    }
+    with _lock_folder(recipe.out):  # five scripts may start at once, and each adds its section
+        found = _read_identity(path)
+        sections = found.pop("kinds", {})
+        differing = [key for key in wanted if found and found.get(key) != wanted[key]]
+        others = sorted(set(sections) - {kind.name})
+        if differing and (others or not overwrite):
+            values = "; ".join(_show_difference(key, found.get(key), wanted[key]) for key in differing)
+            way_out = f"choose another --out: it also holds {', '.join(others)}" if others else "use --overwrite"
+            raise StopRunError(f"{recipe.out} was made otherwise: {values}. To make it anew, {way_out}")
+        options = sections.get(kind.name, kind.options)
+        if options != kind.options and not overwrite:
+            raise StopRunError(
+                f"{recipe.out} holds {kind.name} made with {json.dumps(options)}, this run asks for "
+                f"{json.dumps(kind.options)}. To do it again, use --overwrite"
+            )
+        if differing or options != kind.options:
+            _remove_finished(kind, recipe.out)  # else an interrupted run would leave files of both sorts
+        sections[kind.name] = kind.options
+        if found | {"kinds": sections} != wanted | {"kinds": sections} or _read_identity(path).get("kinds") != sections:
+            write_json(path, wanted | {"kinds": sections})
+
+
+def _read_identity(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise StopRunError(
+            f"{path} is no JSON file ({error}); delete the folder {path.parent} and start anew"
+        ) from error
+
+
+def _show_difference(key: str, found: object, wanted: object) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        inner = next(name for name in [*found, *wanted] if found.get(name) != wanted.get(name))
+        return _show_difference(f"{key}.{inner}", found.get(inner), wanted.get(inner))
+    return f"{key} is {json.dumps(found)} there and {json.dumps(wanted)} in this run"
+
+
+def _remove_finished(kind: Kind, out: Path) -> None:
+    for produced in list_frames(out, kind.produces):
+        produced.path(kind.produces).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock_folder(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _derive_unit(unit: tuple[Frame, ...], kind: Kind, recipe: Recipe) -> list[Outcome]:
+    """On a worker: what became of the unit's frames."""
+    if kind.by_scene:
+        return kind.derive(list(unit), recipe)
+    return [kind.derive(frame, recipe) for frame in unit]
+
+
+def _derive_units(kind: Kind, recipe: Recipe, units: list, skipped: int, arguments: argparse.Namespace) -> int:
+    outcomes: list[Outcome] = []
+    try:
+        with tqdm(total=sum(map(len, units)), desc=kind.name, unit="frame") as bar:
+            work = partial(_derive_unit, kind=kind, recipe=recipe)
+            for unit, result in map_units(work, units, min(arguments.threads, len(units))):
+                if isinstance(result, OSError) and result.errno in STOPPING_ERRORS:
+                    raise StopRunError(
+                        f"{result.filename}: {result.strerror}; make room and run the same command again"
+                    )
+                if isinstance(result, Exception):
+                    result = [Outcome(frame, "failed", f"{result}") for frame in unit]
+                outcomes += result
+                bar.set_postfix(failed=sum(outcome.status == "failed" for outcome in outcomes), refresh=False)
+                bar.update(len(unit))
+    finally:
+        counts = _write_report(kind, recipe.out, outcomes, skipped, arguments)
+    print(
+        f"{kind.name}: {counts['done']} done, {skipped} skipped, {counts['missing']} missing input, "
+        f"{counts['failed']} failed; report in {_report_path(kind, recipe.out, arguments.shard)}"
+    )
+    if counts["failed"]:
+        return ERROR if arguments.strict else PARTLY_FAILED
+    return DONE
+
+
+def _report_path(kind: Kind, out: Path, shard: tuple[int, int]) -> Path:
+    suffix = "" if shard == (1, 1) else f".{shard[0]}-of-{shard[1]}"
+    return out / "reports" / f"{kind.name}{suffix}.json"
+
+
+def _write_report(
+    kind: Kind, out: Path, outcomes: list[Outcome], skipped: int, arguments: argparse.Namespace
+) -> Counter:
+    by_status = Counter(outcome.status for outcome in outcomes)
+    report = {"done": by_status["done"], "skipped": skipped}
+    for status in ("missing", "failed"):
+        rows = sorted((str(outcome.frame), outcome.reason) for outcome in outcomes if outcome.status == status)
+        report[status] = [{"frame": frame, "reason": reason} for frame, reason in rows]
+    noticed = sorted((str(outcome.frame), outcome.counts) for outcome in outcomes if outcome.counts)
+    report["noticed"] = [{"frame": frame, **counts} for frame, counts in noticed]
+    write_json(_report_path(kind, out, arguments.shard), report)
+    return by_status
