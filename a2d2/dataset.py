@@ -1,0 +1,230 @@
+"""The sample: one frame's image and the targets of all tasks it has labels for.
+
+A derived root is read as the preprocessing scripts wrote it; which tasks there are is told by the caller.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
+
+from a2d2.frames import Frame, list_frames
+from a2d2.images import read_image
+
+
+class DatasetError(ValueError):
+    """A derived root that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """An augmentation: a crop [left, top, width, height] of the source, resized to `size`, then perhaps mirrored.
+
+    All in whole pixels, (width, height). `Geometry.identity(size)` changes nothing.
+    """
+
+    source: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    size: tuple[int, int]
+    flip: bool = False
+
+    @classmethod
+    def identity(cls, source: tuple[int, int], size: tuple[int, int] | None = None) -> "Geometry":
+        """The whole image, at `size` (by default its own)."""
+        return cls(source, (0, 0, *source), size or source)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """How much the crop is enlarged, in x and y."""
+        return self.size[0] / self.crop[2], self.size[1] / self.crop[3]
+
+    @property
+    def zoom(self) -> float:
+        """How much larger things look than in the whole image at this size; 1 where only the size changes."""
+        return self.source[0] / self.crop[2]
+
+    def sample_nearest(self, array: np.ndarray) -> np.ndarray:
+        """An (H, W) map of the source, of any resolution, resampled by nearest neighbour."""
+        height, width = array.shape[:2]
+        left, top, crop_width, crop_height = self.crop
+        columns = (left + (np.arange(self.size[0]) + 0.5) / self.scale[0]) * width / self.source[0]
+        rows = (top + (np.arange(self.size[1]) + 0.5) / self.scale[1]) * height / self.source[1]
+        whole = (left, top, crop_width, crop_height) == (0, 0, *self.source) and (width, height) == self.size
+        if not whole:
+            array = array[rows.astype(np.intp)[:, None], columns.astype(np.intp)[None]]
+        return np.ascontiguousarray(array[:, ::-1]) if self.flip else array
+
+    def map_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) of edges in the source -> in the result, not clipped."""
+        scale, offset = np.array([*self.scale, *self.scale]), np.array([*self.crop[:2], *self.crop[:2]])
+        mapped = (boxes - offset) * scale
+        if self.flip:
+            mapped[:, [0, 2]] = self.size[0] - mapped[:, [2, 0]]
+        return mapped
+
+    def map_camera(self, matrix: np.ndarray) -> np.ndarray:
+        """A pinhole matrix of the source -> that of the result, pixel centres at integers."""
+        matrix = matrix.copy()
+        for axis in (0, 1):
+            matrix[axis, axis] *= self.scale[axis]
+            matrix[axis, 2] = (matrix[axis, 2] + 0.5 - self.crop[axis]) * self.scale[axis] - 0.5
+        if self.flip:
+            matrix[0, 2] = self.size[0] - 1 - matrix[0, 2]
+        return matrix
+
+    def transform_image(self, image: UInt8[torch.Tensor, "3 h w"]) -> UInt8[torch.Tensor, "3 H W"]:
+        left, top, width, height = self.crop
+        if (left, top, width, height) != (0, 0, *self.source) or self.size != self.source:
+            image = transforms.resized_crop(
+                image, top, left, height, width, [self.size[1], self.size[0]], antialias=True
+            )
+        return transforms.horizontal_flip(image) if self.flip else image
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a training frame: mirroring with probability `flip`, a zoom drawn from `scale` (1 or more),
+    brightness, contrast and saturation changed by up to `color`."""
+
+    flip: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    color: float = 0.0
+
+    def draw_geometry(self, source: tuple[int, int], size: tuple[int, int], dice: random.Random) -> Geometry:
+        """A geometry drawn with `dice`; always the same number of draws, so that options do not shift each other."""
+        flip = dice.random() < self.flip
+        zoom = dice.uniform(*self.scale)
+        width, height = (max(1, round(extent / zoom)) for extent in source)
+        left = round(dice.random() * (source[0] - width))
+        top = round(dice.random() * (source[1] - height))
+        return Geometry(source, (left, top, width, height), size, flip)
+
+    def change_color(self, image: UInt8[torch.Tensor, "3 H W"], dice: random.Random) -> UInt8[torch.Tensor, "3 H W"]:
+        for adjust in (v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation):
+            factor = dice.uniform(1 - self.color, 1 + self.color)
+            if self.color:
+                image = adjust(image, factor)
+        return image
+
+
+@dataclass(frozen=True)
+class DerivedRoot:
+    """What dataset.json says of a derived root: `size` (width, height), pinhole matrices of all cameras, kinds."""
+
+    path: Path
+    size: tuple[int, int]
+    cameras: dict[str, np.ndarray]
+    image_kind: str
+
+
+def read_root(path: str | Path) -> DerivedRoot:
+    """Read a derived root's identity; DatasetError if it is none, or has no images."""
+    path = Path(path)
+    try:
+        content = json.loads((path / "dataset.json").read_text())
+        cameras = {name: np.array(camera["matrix"]) for name, camera in content["cameras"].items()}
+        camera_options = content["kinds"].get("camera")
+        size = tuple(content["size"])
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path} is no derived root: it has no dataset.json. Make one by the scripts in preprocessing/, or name "
+            f"another in data.roots"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}/dataset.json cannot be read ({error!r}); run preprocessing again") from error
+    if camera_options is None:
+        raise DatasetError(f"{path} has no images: run preprocessing/camera.py for it")
+    return DerivedRoot(path, size, cameras, "image" if camera_options["format"] == "jpg" else "image_lossless")
+
+
+def index_roots(paths: Sequence[str | Path], views: Sequence[str]) -> tuple[list[Frame], dict[Path, DerivedRoot]]:
+    """All frames that have an image, sorted, each with the root it lies in, and the roots.
+
+    DatasetError if roots differ in size, or hold the same frame twice.
+    """
+    roots = {Path(path): read_root(path) for path in paths}
+    sizes = {root.size: path for path, root in roots.items()}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{path} {size[0]}x{size[1]}" for size, path in sizes.items())
+        raise DatasetError(f"derived roots of different size cannot be mixed: {listed}")
+    owner: dict[Frame, Path] = {}
+    for path, root in roots.items():
+        for frame in list_frames(path, root.image_kind, views):
+            if frame in owner:
+                raise DatasetError(f"frame {frame} is in two roots, {owner[frame]} and {path}; leave one of them out")
+            owner[frame] = path
+    return sorted(frame.under(path) for frame, path in owner.items()), roots
+
+
+class FrameDataset(Dataset):
+    """Samples by index, or by (index, seed, task names).
+
+    With a seed the frame is augmented by dice thrown with it, so a sample is a function of its index and seed, whoever
+    loads it. The task names say whose labels are loaded; without them, all.
+
+    A sample is a dict:
+        image     uint8 (3, H, W), RGB, at the training size
+        targets   {task: target}, as `task.transform` gives it; `task.blank` where the frame has no label
+        labelled  {task: bool tensor ()}, whether it has one
+        camera    float32 (3, 3), the pinhole matrix of `image`, pixel centres at integers
+        frame     "scene/view/id"
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        roots: Mapping[Path, DerivedRoot],
+        tasks: Mapping[str, Any],
+        size: tuple[int, int] | None = None,
+        augmentation: Augmentation | None = None,
+        target_size: tuple[int, int] | None = None,
+    ):
+        """`size`: (width, height) of images, by default the roots'; `target_size`: of targets, by default the same."""
+        self.frames = list(frames)
+        self.roots = dict(roots)
+        self.tasks = dict(tasks)
+        self.source = next(iter(self.roots.values())).size
+        self.size = size or self.source
+        self.target_size = target_size or self.size
+        self.augmentation = augmentation or Augmentation()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: int | tuple[int, int, tuple[str, ...]]) -> dict[str, Any]:
+        index, seed, names = key if isinstance(key, tuple) else (key, None, tuple(self.tasks))
+        frame = self.frames[index]
+        root = self.roots[frame.root]
+        image = torch.from_numpy(read_image(frame.path(root.image_kind))).permute(2, 0, 1)
+        if tuple(image.shape[1:]) != self.source[::-1]:
+            found = f"{image.shape[2]}x{image.shape[1]}"
+            raise DatasetError(f"{frame.path(root.image_kind)} is {found}, its root {self.source[0]}x{self.source[1]}")
+        if seed is None:
+            geometry = Geometry.identity(self.source, self.size)
+        else:
+            dice = random.Random(seed)
+            geometry = self.augmentation.draw_geometry(self.source, self.size, dice)
+            image = self.augmentation.change_color(image, dice)
+        on_targets = Geometry(geometry.source, geometry.crop, self.target_size, geometry.flip)
+
+        targets, labelled = {}, {}
+        for name, task in self.tasks.items():
+            label = task.load(frame) if name in names else None
+            targets[name] = task.blank(self.target_size) if label is None else task.transform(label, on_targets)
+            labelled[name] = torch.tensor(label is not None)
+        return {
+            "image": geometry.transform_image(image).contiguous(),
+            "targets": targets,
+            "labelled": labelled,
+            "camera": torch.from_numpy(geometry.map_camera(root.cameras[frame.view])).float(),
+            "frame": str(frame),
+        }

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Fetches A2D2 into Datasets/, and can be stopped and started again at any time:
+#   sh get_data.sh                  the frames with boxes, their bus signals, the calibration
+#   sh get_data.sh semantic bus     other parts; sh get_data.sh --help lists them and the options
+# Needs Python 3.9 or newer and nothing else: the work is in a2d2/download.py.
+root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit 1
+for python in "$root/.venv/bin/python" python3 python; do
+    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+        # -I keeps the package's folder off the path, where its modules could hide Python's own.
+        exec "$python" -I "$root/a2d2/download.py" "$@"
+    fi
+done
+echo "get_data.sh: no Python 3.9 or newer was found: install python3 and run this again" >&2
+exit 1

@@ -1,0 +1,182 @@
+"""Monocular depth along the optical axis, in metres; headline AbsRel, capped at 80 m and averaged per image."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from a2d2.dataset import Geometry
+from a2d2.frames import Frame
+from a2d2.images import read_depth_png
+from a2d2.lidar import DEPTH_SCALE
+from models.heads import DepthHead
+from tasks.drawing import blend, write_text
+from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file
+
+RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for AbsRel by distance
+
+
+class DepthHeadOptions(HeadOptions):
+    reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
+    width: PositiveInt = Field(64, description="channels of its convolutions")
+    depth: PositiveInt = Field(2, description="residual blocks")
+    bins: NonNegativeInt = Field(0, description="0: regress log-depth; else a softmax over so many log-depths")
+
+
+class DepthOptions(TaskOptions):
+    cap: PositiveFloat = Field(80.0, description="metres; farther points are neither trained on nor scored")
+    silog_lambda: float = Field(0.5, ge=0, le=1, description="1: the loss ignores an image's scale; 0: it does not")
+    head: DepthHeadOptions = DepthHeadOptions()
+
+
+def silog_losses(
+    log_depth: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"], valid: Tensor, lam: float
+) -> Float[Tensor, " B"]:
+    """Scale-invariant logarithmic error of each image (Eigen et al., arXiv 1406.2283), 0 where nothing is valid.
+
+    mean(d^2) - lam * mean(d)^2 of d = log of the ratio, written as var(d) + (1 - lam) * mean(d)^2, which rounding
+    cannot make negative.
+    """
+    difference = torch.where(valid, log_depth.float() - target.clamp(min=1e-3).log(), 0.0)
+    count = valid.sum(dim=(1, 2)).clamp(min=1)
+    mean = difference.sum(dim=(1, 2)) / count
+    centred = torch.where(valid, difference - mean[:, None, None], 0.0)
+    return centred.square().sum(dim=(1, 2)) / count + (1 - lam) * mean.square()
+
+
+class DepthMetrics(Metrics):
+    """Averages over images of each image's scores (the protocol of monodepth2, arXiv 1806.01260).
+
+    `abs_rel`, `sq_rel`, `rmse`, `rmse_log`, `silog` (x 100), `mae`, `delta1` to `delta3`, and `abs_rel/0-20m` ... by
+    true distance. Images without a valid point do not count. Answers are clamped to 0.1 m .. the cap.
+    """
+
+    def __init__(self, cap: float):
+        self.cap = cap
+        self.rows: dict[str, list[float]] = {}
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.rows.setdefault(name, []).append(float(value))
+
+    def update(self, answer: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"]) -> None:
+        for image_answer, image_target in zip(answer, target, strict=True):
+            valid = (image_target > 0) & (image_target <= self.cap)
+            if valid.any():
+                self._update_image(image_answer[valid].double().clamp(0.1, self.cap), image_target[valid].double())
+
+    def _update_image(self, answer: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> None:
+        relative = (answer - target).abs() / target
+        log_ratio = (answer / target).log()
+        ratio = log_ratio.abs().exp()
+        self._add("abs_rel", relative.mean())
+        self._add("sq_rel", ((answer - target).square() / target).mean())
+        self._add("rmse", (answer - target).square().mean().sqrt())
+        self._add("rmse_log", log_ratio.square().mean().sqrt())
+        self._add("silog", 100 * log_ratio.var(correction=0).sqrt())
+        self._add("mae", (answer - target).abs().mean())
+        for power in (1, 2, 3):
+            self._add(f"delta{power}", (ratio < 1.25**power).double().mean())
+        for near, far in RANGES:
+            within = (target > near) & (target <= far)
+            if within.any():
+                self._add(f"abs_rel/{near}-{far}m", relative[within].mean())
+
+    def compute(self) -> dict[str, float | None]:
+        if not self.rows:
+            return {"abs_rel": None}
+        return {name: float(np.mean(values)) for name, values in self.rows.items()}
+
+
+class Depth(Task):
+    """Label and target: float32 (H, W) metres, 0 where unknown. Output: log-depth (B, H, W). Answer: metres."""
+
+    name: ClassVar[str] = "depth"
+    kind: ClassVar[str] = "depth"
+    headline: ClassVar[str] = "abs_rel"
+    better: ClassVar[str] = "lower"
+    Options = DepthOptions
+
+    def load(self, frame: Frame) -> Float32[np.ndarray, "H W"] | None:
+        stored = load_file(frame.path(self.kind), read_depth_png)
+        return None if stored is None else stored.astype(np.float32) / DEPTH_SCALE
+
+    def blank(self, size: tuple[int, int]) -> Float32[Tensor, "H W"]:
+        return torch.zeros(size[1], size[0])
+
+    def transform(self, label: Float32[np.ndarray, "h w"], geometry: Geometry) -> Float32[Tensor, "H W"]:
+        """A zoom makes things look nearer: depth is divided by it, as if seen by the same focal length."""
+        depth = torch.from_numpy(geometry.sample_nearest(label))
+        return depth if geometry.zoom == 1 else depth / geometry.zoom
+
+    def constant(self, labels: Iterable[Any]) -> float | None:
+        """The depth that minimises AbsRel: the median of all points, each weighted by 1 / (depth * points of its image)."""
+        depths, weights = [], []
+        for label in labels:
+            valid = label[(label > 0) & (label <= self.options.cap)].astype(np.float64)
+            depths.append(valid)
+            weights.append(1 / (valid * max(len(valid), 1)))
+        depths, weights = np.concatenate([*depths, np.zeros(0)]), np.concatenate([*weights, np.zeros(0)])
+        if len(depths) == 0:
+            return None
+        order = np.argsort(depths)
+        total = np.cumsum(weights[order])
+        return float(depths[order][np.searchsorted(total, total[-1] / 2)])
+
+    def answer_constant(self, target: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+        return torch.full_like(target, self.fitted["constant"])
+
+    def head(self, channels: dict[str, int]) -> nn.Module:
+        initial = self.fitted.get("constant") or 10.0
+        return DepthHead(channels, initial=initial, **self.options.head.model_dump())
+
+    def _valid(self, target: Float[Tensor, "B H W"]) -> Tensor:
+        return (target > 0) & (target <= self.options.cap)
+
+    def count(self, target: Float[Tensor, "B H W"]) -> int:
+        """Images with a valid point: SILog is a number per image and not additive over pixels."""
+        return int(self._valid(target).flatten(1).any(dim=1).sum())
+
+    def loss(self, output: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"]) -> Float[Tensor, ""]:
+        return silog_losses(output, target, self._valid(target), self.options.silog_lambda).sum()
+
+    def answer(self, output: Float[Tensor, "B h w"], size: tuple[int, int]) -> Float[Tensor, "B H W"]:
+        if tuple(output.shape[1:]) != (size[1], size[0]):
+            shape = (size[1], size[0])
+            output = F.interpolate(output[:, None], size=shape, mode="bilinear", align_corners=False)[:, 0]
+        return output.float().exp()
+
+    def metrics(self) -> DepthMetrics:
+        return DepthMetrics(self.options.cap)
+
+    def _color(self, metres: np.ndarray) -> np.ndarray:
+        """Near is bright, far is dark, evenly in log-depth from 3 m to the cap."""
+        share = np.log(np.clip(metres, 3, self.options.cap) / 3) / np.log(self.options.cap / 3)
+        return (matplotlib.colormaps["inferno"](1 - share)[..., :3] * 255).astype(np.uint8)
+
+    def draw(self, image: np.ndarray, answer: Float[Tensor, "H W"]) -> np.ndarray:
+        metres = answer.cpu().numpy()
+        picture = blend(image, self._color(metres), 0.85)
+        middle = metres[metres.shape[0] // 2 :, metres.shape[1] // 3 : -metres.shape[1] // 3]
+        return write_text(picture, f"{np.median(middle):.1f} m ahead below the middle")
+
+    def draw_label(self, image: np.ndarray, target: Float[Tensor, "H W"]) -> np.ndarray:
+        """The points, made as large as the eye needs, near ones on top."""
+        metres = target.cpu().numpy()
+        picture = blend(image, np.zeros_like(image), 0.5)
+        reach = max(1, metres.shape[1] // 400)
+        rows, columns = np.nonzero(metres)
+        order = np.argsort(-metres[rows, columns])
+        rows, columns = rows[order], columns[order]
+        colors = self._color(metres[rows, columns])
+        for down in range(-reach, reach + 1):
+            for right in range(-reach, reach + 1):
+                y = np.clip(rows + down, 0, metres.shape[0] - 1)
+                x = np.clip(columns + right, 0, metres.shape[1] - 1)
+                picture[y, x] = colors
+        return picture

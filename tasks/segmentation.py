@@ -1,0 +1,118 @@
+"""Semantic segmentation: a class for every pixel; headline mIoU over the classes that occur in the labels."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from a2d2.classes import IGNORE, load_grouping
+from a2d2.dataset import Geometry
+from a2d2.frames import Frame
+from models.heads import MapHead
+from tasks.drawing import blend
+from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file
+
+
+class SegmentationHeadOptions(HeadOptions):
+    reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
+    width: PositiveInt = Field(128, description="channels of its convolutions")
+    depth: PositiveInt = Field(1, description="3x3 convolutions on the summed levels")
+
+
+class SegmentationOptions(TaskOptions):
+    classes: Literal["paper", "all"] = Field("paper", description="paper: the authors' 19 classes; all: A2D2's 38")
+    head: SegmentationHeadOptions = SegmentationHeadOptions()
+
+
+class SegmentationMetrics(Metrics):
+    """`miou`: mean over the classes of the grouping that occur in the labels; `iou/<class>`; `pixel_accuracy`."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+        self.jaccard = MulticlassJaccardIndex(len(names), ignore_index=IGNORE, average="none", validate_args=False)
+
+    def update(self, answer: UInt8[Tensor, "B H W"], target: UInt8[Tensor, "B H W"]) -> None:
+        self.jaccard.to(answer.device).update(answer, target)
+
+    def compute(self) -> dict[str, float | None]:
+        confusion = self.jaccard.confmat
+        occurs = (confusion.sum(dim=1) > 0).tolist()
+        if not any(occurs):
+            return {"miou": None, "pixel_accuracy": None}
+        values = self.jaccard.compute().tolist()
+        scores: dict[str, float | None] = {
+            "miou": float(np.mean([value for value, there in zip(values, occurs, strict=True) if there])),
+            "pixel_accuracy": float(confusion.diag().sum() / confusion.sum()),
+        }
+        for name, value, there in zip(self.names, values, occurs, strict=True):
+            scores[f"iou/{name}"] = value if there else None
+        return scores
+
+
+class Segmentation(Task):
+    """Label and target: uint8 (H, W) class ids of the grouping, 255 for nothing. Output: logits (B, C, H, W)."""
+
+    name: ClassVar[str] = "segmentation"
+    kind: ClassVar[str] = "segmentation"
+    headline: ClassVar[str] = "miou"
+    better: ClassVar[str] = "higher"
+    Options = SegmentationOptions
+
+    def __init__(self, options: SegmentationOptions | None = None, fitted: dict[str, Any] | None = None):
+        super().__init__(options, fitted)
+        self.grouping = load_grouping(self.options.classes)
+
+    def load(self, frame: Frame) -> UInt8[np.ndarray, "H W"] | None:
+        classes = load_file(frame.path(self.kind), lambda path: np.load(path, allow_pickle=False))
+        if classes is None:
+            return None
+        if classes.ndim != 2 or classes.dtype != np.uint8:
+            raise ValueError(f"{frame.path(self.kind)}: expected uint8 (H, W), found {classes.dtype} {classes.shape}")
+        return self.grouping.table[classes]
+
+    def blank(self, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
+        return torch.full((size[1], size[0]), IGNORE, dtype=torch.uint8)
+
+    def transform(self, label: UInt8[np.ndarray, "h w"], geometry: Geometry) -> UInt8[Tensor, "H W"]:
+        return torch.from_numpy(geometry.sample_nearest(label))
+
+    def constant(self, labels: Iterable[Any]) -> int:
+        """The majority class."""
+        totals = sum((np.bincount(label.ravel(), minlength=256) for label in labels), np.zeros(256, dtype=np.int64))
+        return int(totals[: len(self.grouping.names)].argmax())
+
+    def answer_constant(self, target: UInt8[Tensor, "B H W"]) -> UInt8[Tensor, "B H W"]:
+        return torch.full_like(target, self.fitted["constant"])
+
+    def head(self, channels: dict[str, int]) -> nn.Module:
+        return MapHead(channels, outputs=len(self.grouping.names), **self.options.head.model_dump())
+
+    def count(self, target: UInt8[Tensor, "B H W"]) -> int:
+        """Valid pixels."""
+        return int((target != IGNORE).sum())
+
+    def loss(self, output: Float[Tensor, "B C H W"], target: UInt8[Tensor, "B H W"]) -> Float[Tensor, ""]:
+        """Cross-entropy at full size: at a quarter of it thin classes are out of reach."""
+        return F.cross_entropy(output.float(), target.long(), ignore_index=IGNORE, reduction="sum")
+
+    def answer(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
+        if tuple(output.shape[2:]) != (size[1], size[0]):
+            output = F.interpolate(output, size=(size[1], size[0]), mode="bilinear", align_corners=False)
+        return output.argmax(dim=1).to(torch.uint8)
+
+    def metrics(self) -> SegmentationMetrics:
+        return SegmentationMetrics(self.grouping.names)
+
+    def draw(self, image: UInt8[np.ndarray, "H W 3"], answer: UInt8[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+        classes = answer.cpu().numpy()
+        picture = blend(image, self.grouping.palette[classes], 0.6)
+        return np.where((classes == IGNORE)[..., None], image, picture)
+
+    def draw_label(self, image: UInt8[np.ndarray, "H W 3"], target: UInt8[Tensor, "H W"]) -> np.ndarray:
+        return self.draw(image, target)

@@ -1,0 +1,240 @@
+"""The config: what it accepts, what it refuses and how it says so, and that a saved one is the same config again."""
+
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from training.config import ConfigError, config_to_dict, load_config, save_config
+
+
+class Height(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    width: int = Field(64, gt=0)
+    levels: tuple[str, ...] = ("neck.4",)
+
+
+class Colour(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    classes: int = 19
+
+
+TASKS = {"height": Height, "colour": Colour}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_text(text, *overrides):
+        path = tmp_path / "trial.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(path, list(overrides), TASKS)
+
+    return load_text
+
+
+@pytest.fixture
+def problems(load, tmp_path):
+    def list_problems(text, *overrides):
+        with pytest.raises(ConfigError) as caught:
+            load(text, *overrides)
+        assert all(line.startswith(str(tmp_path / "trial.yaml")) for line in caught.value.problems)
+        assert str(caught.value).splitlines() == caught.value.problems
+        return [line.removeprefix(f"{tmp_path / 'trial.yaml'}: ") for line in caught.value.problems]
+
+    return list_problems
+
+
+def test_defaults_fill_what_the_file_leaves_out(load):
+    config = load("tasks: {height: {width: 8}}\ntrain:\n  # steps: 10\n")
+    assert config.tasks == {"height": Height(width=8)}
+    assert config.run == "trial"
+    assert config.train.steps == 60000
+    assert config.train.optimizer.betas == (0.9, 0.999)
+
+
+def test_tasks_keep_their_order_whatever_the_order_of_the_file(load):
+    assert list(load("tasks: {colour: {}, height: {}}").tasks) == ["height", "colour"]
+
+
+@pytest.mark.parametrize("text", ["tasks:\n  height:\n", "tasks: {height: {}}"])
+def test_named_task_without_options_takes_its_defaults(load, text):
+    assert load(text).tasks == {"height": Height()}
+
+
+def test_every_problem_is_reported_at_once(problems):
+    found = problems(
+        "seed: true\nmodle: {}\ntrain: {step: 3, micro_batch: 0}\ndata: {labels: some}\n"
+        "tasks: {height: {wdth: 3, width: -1}, color: {}}\n",
+        "data.workers=-1",
+        "train.steps",
+    )
+    assert found == [
+        "override 'train.steps' must have the form key=value, as in train.steps=100",
+        "seed = true: must be a valid integer",
+        """data.labels = "some": must be 'as_is', 'symmetric' or 'one_task'""",
+        "data.workers = -1: must be greater than or equal to 0 (from the command line)",
+        "tasks.height.width = -1: must be greater than 0",
+        "tasks.height.wdth = 3: unknown key; did you mean 'width'?",
+        "tasks.color = {}: unknown key; did you mean 'colour'?",
+        "train.micro_batch = 0: must be greater than 0",
+        "train.step = 3: unknown key; did you mean 'steps'?",
+        "modle = {}: unknown key; did you mean 'model'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "suggestion"),
+    [
+        ("lr: 0.1", "did you mean 'train.optimizer.lr'?"),
+        ("train: {encoder: {}}", "did you mean 'model.encoder'?"),
+        ("micro_batch: 2", "did you mean 'train.micro_batch' or 'evaluate.micro_batch'?"),
+        ("model: {evaluate_evry: 2}", "did you mean 'train.evaluate_every'?"),
+        ("train: {ema: {rampp: 2}}", "did you mean 'ramp'?"),
+        ("balancing: {weights: {hieght: 2}}", "did you mean 'height'?"),
+        ("model: {neck: {qqq: 2}}", "allowed here: width, repeats"),
+    ],
+)
+def test_unknown_key_gets_the_right_suggestion(problems, text, suggestion):
+    (line,) = problems(f"tasks: {{height: {{}}}}\n{text}\n")
+    assert line.endswith(f"unknown key; {suggestion}")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("train: {steps: true}", "train.steps = true: must be a valid integer"),
+        ('train: {steps: "10"}', 'train.steps = "10": must be a valid integer'),
+        ("train: {steps: 1.5}", "train.steps = 1.5: must be a valid integer"),
+        ("train: {optimizer: {lr: .nan}}", "train.optimizer.lr = NaN: must be a finite number"),
+        ("train: {optimizer: {betas: [0.9, 2]}}", "train.optimizer.betas.1 = 2: must be less than 1"),
+        ("train: {ema: 4}", "train.ema = 4: must be a block of keys: decay, ramp"),
+        ("data: {roots: a/b}", 'data.roots = "a/b": must be a list'),
+        ("data: {split_fractions: [1, 1, 1]}", "data.split_fractions = [1, 1, 1]: must add up to 1, not 3"),
+        ("data: {augment: {scale: [2, 1]}}", "data.augment.scale = [2, 1]: must be [smallest, largest]"),
+        ("log: {wandb: {}}", "log.wandb.project: must be given"),
+        ("balancing: {weights: {height: -1}}", "balancing.weights.height = -1: must be greater than or equal to 0"),
+    ],
+)
+def test_wrong_value_is_shown_with_what_is_allowed(problems, text, problem):
+    assert problems(f"tasks: {{height: {{}}}}\n{text}\n") == [problem]
+
+
+@pytest.mark.parametrize("text", ["", "tasks:", "tasks: {}", "seed: 3"])
+def test_config_without_a_task_says_which_there_are(problems, text):
+    (line,) = problems(text)
+    assert line.startswith("tasks = ")
+    assert line.endswith("must name at least one task to train: height, colour")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/x", "", "a//b", ".hidden"])
+def test_run_name_stays_below_the_folder_of_runs(problems, name):
+    (line,) = problems(f"run: '{name}'\ntasks: {{height: {{}}}}")
+    assert line.startswith(f'run = "{name}": must ')
+
+
+def test_keys_given_twice_are_refused_with_both_lines(problems):
+    assert problems("tasks: {height: {}}\ntrain:\n  steps: 1\n  steps: 2\nseed: 1\nseed: 2\n") == [
+        "line 6: key 'seed' is given again, first in line 5",
+        "line 4: key 'steps' is given again, first in line 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1e-3", 0.001), ("1E-3", 0.001), ("+2.5e-4", 0.00025), (".5e-2", 0.005), ("1.e-3", 0.001)]
+)
+def test_numbers_with_an_exponent_are_numbers(load, text, number):
+    assert load(f"tasks: {{height: {{}}}}\ntrain: {{optimizer: {{lr: {text}}}}}").train.optimizer.lr == number
+    assert load("tasks: {height: {}}", f"train.optimizer.lr={text}").train.optimizer.lr == number
+
+
+def test_whole_number_may_be_written_with_an_exponent(load):
+    assert load("tasks: {height: {}}", "train.steps=6e4").train.steps == 60000
+
+
+def test_reading_configs_leaves_yaml_itself_unchanged(load):
+    load("tasks: {height: {}}")
+    assert yaml.safe_load("[1e-3, 2024-01-01]")[0] == "1e-3"
+    assert not isinstance(yaml.safe_load("[1e-3, 2024-01-01]")[1], str)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [1", "line 1: is not YAML"),
+        ("- 1", "must hold keys and values"),
+        ("a: &a [*a]", "is not YAML for a config"),
+    ],
+)
+def test_file_that_is_no_config_is_named(problems, text, problem):
+    (line,) = problems(text)
+    assert line.startswith(problem)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml", [], TASKS)
+
+
+def test_overrides_apply_in_order_and_add_what_is_not_there(load):
+    config = load(
+        "tasks: {height: {width: 8}}",
+        "tasks.height.width=9",
+        "tasks.height.width=10",
+        "tasks.colour={}",
+        "data.roots=[a, b]",
+        "train.ema=null",
+    )
+    assert config.tasks == {"height": Height(width=10), "colour": Colour()}
+    assert config.data.roots == ["a", "b"]
+    assert config.train.ema is None
+
+
+def test_override_with_null_removes_a_task(load, problems):
+    text = "tasks: {height: {}, colour: {}}\nbalancing: {weights: {colour: 2}}"
+    assert load(text, "tasks.colour=null").tasks == {"height": Height()}
+    assert problems(text, "tasks.color=null") == [
+        "tasks.color = null: unknown key; did you mean 'colour'? (from the command line)"
+    ]
+
+
+def test_override_of_one_of_two_blocks_that_share_a_text_changes_one(load):
+    config = load("tasks: {height: {}}\ntrain: &x {micro_batch: 2}\nevaluate: *x", "evaluate.micro_batch=3")
+    assert (config.train.micro_batch, config.evaluate.micro_batch) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("train", "override 'train' must have the form key=value, as in train.steps=100"),
+        ("=3", "override '=3' must have the form key=value, as in train.steps=100"),
+        ("train..steps=3", "override 'train..steps=3' must have the form key=value, as in train.steps=100"),
+        ("seed.x=3", "override 'seed.x=3': seed = 1 has no keys below it"),
+        ("train={steps: 1, steps: 2}", "override 'train={steps: 1, steps: 2}': line 1: key 'steps' is given again"),
+        ("seed=[", "override 'seed=[': line 1: is not YAML"),
+        ("sed=3", "sed = 3: unknown key; did you mean 'seed'? (from the command line)"),
+    ],
+)
+def test_wrong_override_is_named(problems, override, problem):
+    (line,) = problems("seed: 1\ntasks: {height: {}}", override)
+    assert line.startswith(problem)
+
+
+@pytest.mark.parametrize("run", ["plain", "1e-3", "2024-01-01", "null", "yes", "1_000", "ä b/c", "12", "~"])
+def test_saved_config_is_the_same_config_again(load, tmp_path, run):
+    config = load(
+        f"run: '{run}'\ndeterministic: true\ntasks: {{colour: , height: {{levels: [a, '1e3']}}}}\n"
+        "train: {optimizer: {lr: 1e-5, clip: null}}\nmodel: {input_size: [64, 32]}\n"
+        "balancing: {weights: {height: 0.5}}\nlog: {wandb: {project: p, mode: offline}}\n"
+    )
+    save_config(config, tmp_path / "saved" / "config.yaml")
+    again = load_config(tmp_path / "saved" / "config.yaml", [], TASKS)
+    assert again == config
+    assert again.run == run
+    assert config_to_dict(again) == config_to_dict(config)
+
+
+def test_resolved_config_names_every_default(load):
+    resolved = config_to_dict(load("tasks: {height: {}}"))
+    assert resolved["train"]["ema"] == {"decay": 0.9995, "ramp": 2000}
+    assert resolved["tasks"] == {"height": {"width": 64, "levels": ["neck.4"]}}

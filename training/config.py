@@ -1,0 +1,445 @@
+"""The config of a run: its schema, its defaults, and errors that name the file, the key, the value and the way out.
+
+A YAML file holds only what differs from the defaults below. The options of the tasks are no business of this module:
+`load_config` is given one pydantic model per task and composes the schema from them.
+"""
+
+import difflib
+import functools
+import json
+import re
+import typing
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    field_serializer,
+    field_validator,
+)
+
+from training.checkpoint import whole_file
+
+LONGEST_VALUE = 60
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a config: `problems`, one line each; `str(error)` is those lines."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class Closed(BaseModel):
+    """A block of the config: unknown keys are errors, defaults are checked like given values, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
+
+
+class Augment(Closed):
+    flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring a frame left to right")
+    scale: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0), description="smallest and largest zoom, drawn for each frame; 1 is none"
+    )
+    color: float = Field(0.0, ge=0, le=1, description="strength of random brightness, contrast and saturation")
+
+    @field_validator("scale")
+    @classmethod
+    def check_order(cls, scale):
+        if scale[0] > scale[1]:
+            raise ValueError("must be [smallest, largest]")
+        return scale
+
+
+class Data(Closed):
+    roots: list[str] = Field(
+        ["Datasets/processed/1024x640"], min_length=1, description="derived roots, relative to the working directory"
+    )
+    split: str = Field("paper_boxes", description="name of the rule that says which frames train, validate and test")
+    split_seed: int = Field(0, description="seed of the splits that draw scenes")
+    split_fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
+        (0.7, 0.15, 0.15), description="shares of training, validation and test, for the splits that draw scenes"
+    )
+    views: list[str] = Field(["front_center"], min_length=1, description="cameras whose frames are used")
+    labels: Literal["as_is", "symmetric", "one_task"] = Field(
+        "as_is",
+        description="as_is: every label there is; symmetric: only frames that have the labels of all tasks; "
+        "one_task: each frame keeps the label of one task",
+    )
+    workers: NonNegativeInt = Field(4, description="processes that load frames; 0 loads in the main process")
+    limit: PositiveInt | None = Field(None, description="use only the first so many frames of each part, for trials")
+    augment: Augment = Field(default_factory=Augment)
+
+    @field_validator("split_fractions")
+    @classmethod
+    def check_sum(cls, fractions):
+        if abs(sum(fractions) - 1) > 1e-6:
+            raise ValueError(f"must add up to 1, not {sum(fractions):g}")
+        return fractions
+
+
+class Encoder(Closed):
+    name: str = Field("resnet50", description="name of a timm model that offers features at strides 4 to 32")
+    pretrained: bool = Field(True, description="start from the weights timm has for it")
+    weights: str | None = Field(None, description="start from this file instead")
+    norm: Literal["frozen", "batch", "group"] = Field(
+        "frozen",
+        description="frozen: BatchNorm with the statistics it came with; batch: those of the micro-batch; "
+        "group: GroupNorm in its place, for an encoder that starts untrained",
+    )
+
+
+class Neck(Closed):
+    width: PositiveInt = Field(128, description="channels of every level")
+    repeats: PositiveInt = Field(2, description="BiFPN layers")
+
+
+class Model(Closed):
+    kind: Literal["multitask", "unet", "densedepth", "yolo", "pilotnet", "thesis"] = Field(
+        "multitask", description="the shared network, one of the four specialists, or the network of the thesis"
+    )
+    encoder: Encoder = Field(default_factory=Encoder)
+    neck: Neck = Field(default_factory=Neck)
+    input_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="[width, height] in pixels that the network sees; null: the size of the derived roots"
+    )
+
+
+class Optimizer(Closed):
+    lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW at its highest")
+    encoder_lr_factor: NonNegativeFloat = Field(0.1, description="the encoder learns at this multiple of lr")
+    weight_decay: NonNegativeFloat = Field(0.05, description="not applied to norms and biases")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decay rates of AdamW's two running means"
+    )
+    clip: PositiveFloat | None = Field(1.0, description="largest norm of the gradient of a step; null: no limit")
+
+
+class Schedule(Closed):
+    warmup_steps: NonNegativeInt = Field(500, description="steps over which the learning rate rises from 0")
+    final_factor: float = Field(0.01, ge=0, le=1, description="the cosine ends at this multiple of lr")
+
+
+class Ema(Closed):
+    decay: float = Field(0.9995, ge=0, lt=1, description="of the averaged weights, for each step")
+    ramp: NonNegativeInt = Field(2000, description="steps over which the decay rises to that value")
+
+
+class Train(Closed):
+    steps: PositiveInt = Field(60000, description="optimizer steps; one is a cycle of micro-batches of all tasks")
+    micro_batch: PositiveInt = Field(4, description="frames in a micro-batch")
+    cycle: PositiveInt = Field(1, description="micro-batches of each task in a step (gradient accumulation)")
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    schedule: Schedule = Field(default_factory=Schedule)
+    ema: Ema | None = Field(default_factory=Ema, description="averaged weights; null: off")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the GPU has it, else fp32"
+    )
+    channels_last: bool = Field(True, description="memory layout of images and features")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    evaluate_every: PositiveInt = Field(1000, description="steps between two evaluations")
+    save_every: PositiveInt = Field(1000, description="steps between two checkpoints")
+    keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
+    log_every: PositiveInt = Field(50, description="steps between two lines of metrics")
+
+
+class Balancing(Closed):
+    weights: dict[str, NonNegativeFloat] = Field({}, description="weight of a task's loss; 1 where none is given")
+    method: Literal["sum"] = Field("sum", description="how the losses of the tasks become one update")
+    normalise: Literal["none", "init"] = Field(
+        "none", description="init: divide each loss by its mean over the first steps; none: take it as it is"
+    )
+
+
+class Evaluate(Closed):
+    micro_batch: PositiveInt = Field(4, description="frames in a micro-batch")
+    limit: PositiveInt | None = Field(None, description="evaluate on the first so many frames only")
+
+
+class Wandb(Closed):
+    project: str = Field(description="project on the server")
+    entity: str | None = Field(None, description="user or team; null: the default of the account")
+    mode: Literal["online", "offline"] = Field("online", description="offline: keep it in the run folder")
+
+
+class Log(Closed):
+    tensorboard: bool = Field(True, description="write event files for TensorBoard")
+    wandb: Wandb | None = Field(None, description="also log to Weights & Biases; null: do not")
+
+
+class Config(Closed):
+    """The whole config. `tasks` maps the name of each task that is trained to its own Options, in the order of the
+    mapping that `load_config` was given."""
+
+    seed: int = Field(0, ge=0, description="of everything that is random")
+    run: str = Field(
+        pattern=r"^[^./\\][^/\\]*(/[^./\\][^/\\]*)*$",
+        description="name of the run's folder; by default the name of the config file without its ending",
+    )
+    deterministic: Literal[True, False, "warn"] = Field(
+        "warn", description="true: refuse operations that may differ between two runs; warn: name them; false: allow"
+    )
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    tasks: dict[str, BaseModel]
+    train: Train = Field(default_factory=Train)
+    balancing: Balancing = Field(default_factory=Balancing)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    log: Log = Field(default_factory=Log)
+
+    @field_serializer("tasks")
+    def serialize_tasks(self, tasks):
+        return {name: options.model_dump(mode="json") for name, options in tasks.items()}
+
+
+def load_config(path: str | Path, overrides: list[str], tasks: dict[str, type[BaseModel]]) -> Config:
+    """Read a YAML file, apply `key=value` overrides in order, and check everything.
+
+    `tasks` maps the name of every task there is to the model of its options. A task that the file does not name is not
+    trained; `depth:` and `depth: {}` take its defaults; the override `tasks.depth=null` removes it again. The values of
+    overrides are YAML; a key that is not in the file yet is added.
+
+    Types are strict: `true` is no number and "3" no integer, in the options of the tasks too.
+
+    Raises ConfigError with all problems at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: is not a text file in UTF-8"]) from error
+
+    try:
+        values, problems = _parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+    problems = [f"{path}: {problem}" for problem in problems]
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError([*problems, f"{path}: must hold keys and values, not {_show(values)}"])
+    if isinstance(values.get("tasks"), dict):
+        values["tasks"] = {name: {} if given is None else given for name, given in values["tasks"].items()}
+
+    overridden = []
+    for override in overrides:
+        try:
+            overridden.append(_apply_override(values, override, tasks))
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+
+    schema = _compose_schema(tuple(tasks.items()))
+    _fill_empty_blocks(schema, values)
+    if values.get("run") is None:
+        values["run"] = path.stem
+    try:
+        # Through JSON, because there strict types still let a list become a tuple.
+        config = schema.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            key, problem = _explain(details, _list_blocks(schema))
+            from_override = any(f"{key}.".startswith(f"{other}.") for other in overridden)
+            source = " (from the command line)" if from_override else ""
+            problems.append(f"{path}: {problem}{source}")
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def config_to_dict(config: Config) -> dict:
+    """Return the resolved config, all defaults included, as plain dicts, lists, numbers and strings."""
+    return config.model_dump(mode="json")
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved config as YAML, whole or not at all; `load_config` makes an equal Config of it again.
+
+    Raises OSError with the way out if it cannot be written.
+    """
+    text = yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that remembers keys given twice, reads `1e-3` as a number, and leaves dates as text.
+
+    A number with an exponent and without a fraction is whole: `train.steps: 6e4` is what people write.
+    """
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.duplicates: list[str] = []
+
+    def construct_mapping(self, node, deep=False):
+        first_line = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key, str) or key == "<<":
+                continue
+            if key in first_line:
+                self.duplicates.append(f"line {line}: key '{key}' is given again, first in line {first_line[key]}")
+            first_line.setdefault(key, line)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_float(self, node):
+        number = super().construct_yaml_float(node)
+        return int(number) if "e" in node.value.lower() and number.is_integer() else number
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes a text which `_Loader` would read as a number."""
+
+
+_EXPONENT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+# The resolver tables are shared with PyYAML's own classes until they are copied.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _parse_yaml(text: str) -> tuple[object, list[str]]:
+    """Return the value of a YAML text and what is wrong with it; ValueError if it is no YAML at all."""
+    loader = _Loader(text)
+    try:
+        value = loader.get_single_data()
+        # Through JSON and back, so that a block that YAML refers to twice (&name, *name) becomes two blocks, of which
+        # an override changes one.
+        return json.loads(json.dumps(value, default=str)), loader.duplicates
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}is not YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"is not YAML for a config: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _apply_override(values: dict, override: str, tasks: dict[str, type[BaseModel]]) -> str:
+    """Set one `key=value` in the nested dict `values` and return the dotted key."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"override '{override}' must have the form key=value, as in train.steps=100")
+    try:
+        value, duplicates = _parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"override '{override}': {error}") from error
+    if duplicates:
+        raise ValueError(f"override '{override}': {duplicates[0]}")
+
+    block = values
+    for depth, part in enumerate(parts[:-1]):
+        if block.get(part) is None:
+            block[part] = {}
+        block = block[part]
+        if not isinstance(block, dict):
+            parent = ".".join(parts[: depth + 1])
+            raise ValueError(f"override '{override}': {parent} = {_show(block)} has no keys below it")
+    if value is None and parts[:-1] == ["tasks"] and parts[-1] in tasks:
+        block.pop(parts[-1], None)
+    else:
+        block[parts[-1]] = value
+    return ".".join(parts)
+
+
+@functools.cache
+def _compose_schema(tasks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Config]:
+    """Return Config with the tasks' names and options in it; cached, as configs are equal only within one class."""
+    names = [name for name, _ in tasks]
+    block = create_model("Tasks", __base__=Closed, **{name: (options | None, None) for name, options in tasks})
+
+    def keep_chosen(chosen: BaseModel) -> dict[str, BaseModel]:
+        given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+        if not given:
+            raise ValueError(f"must name at least one task to train: {', '.join(names)}")
+        return given
+
+    weights = Balancing.model_fields["weights"]
+    balancing = create_model(
+        "Balancing", __base__=Balancing, weights=(dict[Literal[*names], NonNegativeFloat], weights)
+    )
+    return create_model(
+        "Config",
+        __base__=Config,
+        tasks=(Annotated[block, AfterValidator(keep_chosen)], Field(default_factory=block)),
+        balancing=(balancing, Field(default_factory=balancing)),
+    )
+
+
+def _fill_empty_blocks(schema: type[BaseModel], values: dict) -> None:
+    """Let a block whose keys are all commented out (`train:` and nothing below it) mean its defaults."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and name in values:
+            if values[name] is None:
+                values[name] = {}
+            if isinstance(values[name], dict):
+                _fill_empty_blocks(field.annotation, values[name])
+
+
+def _list_blocks(schema: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
+    """Return the keys of each block of a schema by the block's dotted name; the outermost block is ""."""
+    blocks = {prefix: list(schema.model_fields)}
+    for name, field in schema.model_fields.items():
+        for inner in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                blocks |= _list_blocks(inner, f"{prefix}.{name}".lstrip("."))
+            elif typing.get_origin(inner) is Literal and typing.get_origin(field.annotation) is dict:
+                blocks[f"{prefix}.{name}".lstrip(".")] = list(typing.get_args(inner))
+    return blocks
+
+
+def _explain(details: dict, blocks: dict[str, list[str]]) -> tuple[str, str]:
+    """Turn one of pydantic's errors into the dotted key and a line for the person who wrote the config."""
+    wrong_name = details["loc"][-1:] == ("[key]",)
+    location = [str(part) for part in details["loc"] if part != "[key]"]
+    key = ".".join(location)
+    if wrong_name:
+        return key, f"{key}: unknown key; {_suggest(location, blocks)}"
+    if details["type"] == "extra_forbidden":
+        return key, f"{key} = {_show(details['input'])}: unknown key; {_suggest(location, blocks)}"
+    if details["type"] == "missing":
+        return key, f"{key}: must be given"
+    if details["type"] in ("model_type", "dict_type"):
+        keys = ", ".join(blocks.get(key, []))
+        return key, f"{key} = {_show(details['input'])}: must be a block of keys" + (f": {keys}" if keys else "")
+    message = details["msg"].removeprefix("Value error, ").replace("valid array", "list")
+    message = re.sub(r"^\w+ should ", "must ", message)
+    return key, f"{key} = {_show(details['input'])}: {message}"
+
+
+def _suggest(location: list[str], blocks: dict[str, list[str]]) -> str:
+    """Say which key was meant: one like it in the same block, the same or one like it elsewhere, or what there is."""
+    *parents, name = location
+    block = ".".join(parents)
+    near = difflib.get_close_matches(name, blocks.get(block, []), n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    for matches in (lambda key: key == name, lambda key: difflib.get_close_matches(name, [key], cutoff=0.8)):
+        elsewhere = [f"{other}.{key}".lstrip(".") for other, keys in blocks.items() for key in keys if matches(key)]
+        if elsewhere:
+            return f"did you mean {' or '.join(repr(key) for key in elsewhere)}?"
+    return f"allowed here: {', '.join(blocks.get(block, [])) or 'nothing'}"
+
+
+def _show(value: object) -> str:
+    """Return a value as YAML would write it on one line, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
