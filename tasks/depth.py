@@ -115,7 +115,7 @@ class Depth(Task):
         return depth if geometry.zoom == 1 else depth / geometry.zoom
 
     def constant(self, labels: Iterable[Any]) -> float | None:
-        """The depth that minimises AbsRel: the median of all points, each weighted by 1 / (depth * points of its image)."""
+        """The depth that minimises AbsRel: the median of all points, weighted by 1 / (depth * points of the image)."""
         depths, weights = [], []
         for label in labels:
             valid = label[(label > 0) & (label <= self.options.cap)].astype(np.float64)

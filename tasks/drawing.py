@@ -18,7 +18,7 @@ def write_text(
     place: tuple[int, int] | None = None,
     color: tuple[int, int, int] = (255, 255, 255),
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Words on a dark plate, sized to the picture; `place` is the lower left corner, by default the upper left of all."""
+    """Words on a dark plate, sized to the picture; `place` is their lower left corner, by default in the upper left."""
     scale = max(picture.shape[0] / 640, 0.35)
     thick = max(1, round(scale * 1.5))
     (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale * 0.7, thick)
