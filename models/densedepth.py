@@ -1,6 +1,7 @@
-"""The specialist for depth: DenseNet-169 with a decoder that climbs back over skips, after DenseDepth (arXiv 1812.11941).
+"""The specialist for depth: DenseNet-169 and a decoder that climbs back over skips, DenseDepth (arXiv 1812.11941).
 
-Example: `DenseDepth("depth", pretrained=False)(torch.rand(1, 3, 64, 96))["depth"]` has the shape (1, 64, 96).
+Example: `DenseDepth("depth", Encoder("densenet169", strides=STRIDES))(torch.rand(1, 3, 64, 96))["depth"]` has the shape
+(1, 64, 96).
 """
 
 import math
@@ -19,15 +20,14 @@ STRIDES = (2, 4, 8, 16, 32)
 class DenseDepth(MultitaskNet):
     """One head `name`: natural logarithm of the depth in metres, (B, H, W).
 
+    encoder: with features at STRIDES; the paper's is a pretrained DenseNet-169.
     initial: the depth in metres that the untrained head answers everywhere.
-    encoder: name, pretrained, weights, norm of models/encoders.py; by default a pretrained DenseNet-169.
 
     Unlike the paper's, the decoder has GroupNorm, and the skips leave the encoder after its dense blocks, where they
     hold more, through a 1x1 convolution to the paper's channels. As there, the answer is at half the size.
     """
 
-    def __init__(self, name: str, initial: float = 10.0, **encoder: object):
-        encoder = Encoder(**{"name": "densenet169", "strides": STRIDES} | encoder)
+    def __init__(self, name: str, encoder: Encoder, initial: float = 10.0):
         trunk = DenseDepthTrunk(encoder)
         super().__init__(trunk, None, {name: LogDepthHead(trunk.channels, initial)})
 
@@ -38,6 +38,7 @@ class DenseDepthTrunk(nn.Module):
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
+        assert list(encoder.channels) == [f"encoder.{stride}" for stride in STRIDES], encoder.channels
         *skips, deepest = encoder.channels.values()
         self.entry = nn.Conv2d(deepest, deepest, 1)
         self.skips, self.steps = nn.ModuleList(), nn.ModuleList()

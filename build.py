@@ -1,0 +1,163 @@
+"""Config -> tasks, frames, network, also from a weights file: what the scripts and benchmarks share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from a2d2.dataset import DerivedRoot, index_roots
+from a2d2.frames import VIEWS, Frame
+from a2d2.splits import SPLITS, split_frames
+from models.bifpn import BiFPN
+from models.encoders import Encoder
+from models.multitask import MultitaskNet
+from tasks import TASKS
+from tasks.task import Task
+from training.checkpoint import load_weights
+
+HEADER_VERSION = 1
+
+
+class WrongUseError(ValueError):
+    """An option or config that cannot work; programs print it and leave with exit code 2."""
+
+
+@dataclass
+class Data:
+    """Frames of each part of the split, and the derived roots they lie in."""
+
+    parts: dict[str, list[Frame]]
+    roots: dict[Path, DerivedRoot]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the derived images."""
+        return next(iter(self.roots.values())).size
+
+
+@dataclass
+class Split:
+    """What decides which frames train: kept in weights files, so that evaluation never meets a training frame."""
+
+    name: str
+    seed: int
+    fractions: tuple[float, float, float]
+    views: tuple[str, ...]
+    roots: tuple[str, ...] = field(default_factory=tuple)
+
+
+def read_split(data_options: Any) -> Split:
+    """The `data` block of a config -> its split; WrongUseError for names there are not."""
+    if data_options.split not in SPLITS:
+        raise WrongUseError(f"data.split = {data_options.split!r}: choose one of {', '.join(SPLITS)}")
+    if unknown := [view for view in data_options.views if view not in VIEWS]:
+        raise WrongUseError(f"data.views: no camera {', '.join(unknown)}; there are {', '.join(VIEWS)}")
+    return Split(
+        data_options.split,
+        data_options.split_seed,
+        tuple(data_options.split_fractions),
+        tuple(data_options.views),
+        tuple(data_options.roots),
+    )
+
+
+def load_data(split: Split, roots: list[str] | None = None, limit: int | None = None) -> Data:
+    """Index the derived roots (by default the split's own) and divide their frames."""
+    frames, found = index_roots(roots or split.roots, split.views)
+    if not frames:
+        raise ValueError(f"no images of {', '.join(split.views)} in {', '.join(map(str, found))}")
+    parts = split_frames(frames, split.name, split.fractions, split.seed)
+    return Data({part: members[:limit] for part, members in parts.items()}, found)
+
+
+def build_tasks(options: dict[str, Any], fitted: dict[str, dict] | None = None) -> dict[str, Task]:
+    """Name -> options -> the task objects."""
+    return {name: TASKS[name](options[name], (fitted or {}).get(name)) for name in TASKS if name in options}
+
+
+def fit_tasks(tasks: dict[str, Task], frames: list[Frame]) -> None:
+    """Let each task find its constants on training labels, on some hundred of them where that is enough."""
+    for task in tqdm(tasks.values(), desc="fit constants", leave=False):
+        having = [frame for frame in frames if task.has_label(frame)]
+        if not having:
+            raise ValueError(
+                f"no training frame has a label for {task.name}: run its preprocessing script, or leave the task out "
+                f"(tasks.{task.name}=null)"
+            )
+        limit = task.labels_to_fit or len(having)
+        step = max(1, len(having) // limit)
+        task.fit([task.load(frame) for frame in having[::step]])
+
+
+def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], load_pretrained: bool = True) -> nn.Module:
+    """The network of a config's `model` block; `size` is (width, height) of its input.
+
+    Without `load_pretrained` the encoder starts untrained whatever the config says: its weights come from a file.
+    """
+    encoder_options = model.encoder.model_dump()
+    if not load_pretrained:
+        encoder_options |= {"pretrained": False, "weights": None}
+    if model.kind != "multitask":
+        raise WrongUseError(f"model.kind = {model.kind!r}: only multitask can be trained yet")
+    encoder = Encoder(**encoder_options, size=(size[1], size[0]))
+    neck = BiFPN(encoder.channels, **model.neck.model_dump())
+    channels = encoder.channels | neck.channels
+    return MultitaskNet(encoder, neck, {name: task.head(channels) for name, task in tasks.items()})
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" takes a GPU where there is one; WrongUseError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise WrongUseError(f"train.device = {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@dataclass
+class Trained:
+    """A network from a weights file, ready to answer, with what its header says."""
+
+    name: str
+    net: nn.Module
+    tasks: dict[str, Task]
+    size: tuple[int, int]
+    split: Split
+    header: dict[str, Any]
+
+
+def find_weights(run: Path) -> Path:
+    """A run folder's best weights, or the weights file itself."""
+    run = Path(run)
+    if run.is_dir():
+        if not (run / "best.safetensors").is_file():
+            raise ValueError(f"{run} has no best.safetensors; is it a run folder whose training has been evaluated?")
+        return run / "best.safetensors"
+    if not run.is_file():
+        raise ValueError(f"no run folder or weights file {run}")
+    return run
+
+
+def load_trained(run: Path, device: torch.device) -> Trained:
+    """Rebuild a network from its weights file alone, without the config."""
+    from training.config import Model
+
+    path = find_weights(run)
+    tensors, header = load_weights(path)
+    try:
+        options = {name: TASKS[name].Options(**given) for name, given in header["tasks"].items()}
+        tasks = build_tasks(options, header["fitted"])
+        size = tuple(header["input_size"])
+        net = build_network(Model(**header["model"]), tasks, size, load_pretrained=False)
+        net.load_state_dict(tensors)
+        split = Split(**header["split"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit this version of the code: {error}") from error
+    name = path.parent.name if path.name == "best.safetensors" else path.stem
+    return Trained(name, net.to(device).eval(), tasks, size, split, header)

@@ -1,0 +1,123 @@
+"""Losses of several tasks -> the gradients of one update.
+
+Each task's loss is divided by its count over the whole cycle, so micro-batches of any make-up combine exactly. One
+head's graph is alive at a time: its gradient with respect to the shared features is kept, and the features' own graph
+is walked once a micro-batch.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is not a number; the update was not made."""
+
+
+class LossWeights:
+    """`weights()` for the coming cycle, `observe(losses)` after it.
+
+    normalise: "none", or "init": each loss is divided by its mean over the first `window` cycles that had it; until
+    these are over by the mean so far.
+    """
+
+    def __init__(self, names: Sequence[str], fixed: Mapping[str, float], normalise: str = "none", window: int = 100):
+        self.fixed = {name: fixed.get(name, 1.0) for name in names}
+        self.normalise, self.window = normalise, window
+        self.sums, self.seen = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+
+    def weights(self) -> dict[str, float]:
+        if self.normalise == "none":
+            return dict(self.fixed)
+        return {
+            name: weight / max(self.sums[name] / self.seen[name], 1e-6) if self.seen[name] else weight
+            for name, weight in self.fixed.items()
+        }
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        for name, loss in losses.items():
+            if self.seen[name] < self.window:
+                self.sums[name] += loss
+                self.seen[name] += 1
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"sums": dict(self.sums), "seen": dict(self.seen)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        self.sums, self.seen = dict(state["sums"]), dict(state["seen"])
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """All tensors of a batch on the device."""
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def take_rows(target: Any, rows: Tensor) -> Any:
+    """Rows of a collated target, whatever its structure."""
+    return tree_map(lambda leaf: leaf[rows.to(leaf.device)], target)
+
+
+def find_rows(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Name -> the rows of the batch that have its label; names without any are left out."""
+    rows = {name: labelled.nonzero()[:, 0] for name, labelled in batch["labelled"].items()}
+    return {name: found for name, found in rows.items() if len(found)}
+
+
+def backward_cycle(
+    net: torch.nn.Module,
+    cycle: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, Any],
+    weights: Mapping[str, float],
+    device: torch.device,
+    autocast: Callable,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> dict[str, float]:
+    """Add the gradients of one cycle to the network's parameters; return each task's loss, divided by its count.
+
+    Tasks without a labelled row in the cycle are left out, and their heads' gradients stay None. NonFiniteError, naming
+    the task and the frames, before anything is updated.
+    """
+    rows = [find_rows(batch) for batch in cycle]
+    counts = dict.fromkeys(tasks, 0)
+    for batch, found in zip(cycle, rows, strict=True):
+        for name, indices in found.items():
+            counts[name] += tasks[name].count(take_rows(batch["targets"][name], indices))
+
+    losses: dict[str, list[Tensor]] = {}
+    origins: dict[str, list[list[str]]] = {}
+    for batch, found in zip(cycle, rows, strict=True):
+        if not found:
+            continue
+        image = batch["image"].to(device, non_blocking=True).to(memory_format=memory_format)
+        size = tuple(image.shape[-2:])
+        with autocast():
+            features = net.shared_features(image, found)
+        leaves = {key: value.detach().requires_grad_() for key, value in features.items()}
+        for name, indices in found.items():
+            target = move(take_rows(batch["targets"][name], indices), device)
+            with autocast():
+                output = net.run_head(name, leaves, size, indices.to(device))
+            loss = tasks[name].loss(output, target) / max(counts[name], 1)
+            losses.setdefault(name, []).append(loss.detach())
+            origins.setdefault(name, []).append([batch["frame"][index] for index in indices.tolist()])
+            (loss * weights[name]).backward()
+        reached = [key for key, leaf in leaves.items() if leaf.grad is not None]
+        torch.autograd.backward([features[key] for key in reached], [leaves[key].grad for key in reached])
+
+    values = {name: torch.stack(parts).tolist() for name, parts in losses.items()}
+    for name, parts in values.items():
+        bad = sorted(
+            {
+                frame
+                for part, frames in zip(parts, origins[name], strict=True)
+                if not math.isfinite(part)
+                for frame in frames
+            }
+        )
+        if bad:
+            raise NonFiniteError(f"the loss of {name} is not finite on a micro-batch of {', '.join(bad)}")
+    return {name: sum(parts) for name, parts in values.items()}

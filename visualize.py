@@ -1,0 +1,98 @@
+"""Runs and frames -> pictures: image | label | each run's answer, one row for each task.
+
+python visualize.py runs/demo [runs/other ...] [--split val] [--frames scene/view/id ...] [--output runs/demo/panels]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from a2d2.dataset import FrameDataset
+from a2d2.frames import Frame, parse_frame
+from a2d2.images import encode_png, write_bytes
+from build import Data, Trained, WrongUseError, load_data, load_trained, pick_device
+from tasks.drawing import write_text
+
+
+def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -> list[Frame]:
+    """The frames named, else evenly spaced ones of the part; those with most labels of a neighbourhood first."""
+    if arguments.frames:
+        there = {frame: frame for members in data.parts.values() for frame in members}
+        wanted = [parse_frame(text) for text in arguments.frames]
+        if missing := [str(frame) for frame in wanted if frame not in there]:
+            raise ValueError(f"no image of {', '.join(missing)} in {', '.join(map(str, data.roots))}")
+        return [there[frame] for frame in wanted]
+    frames = data.parts[arguments.split]
+    if not frames:
+        raise ValueError(f"no frames in part {arguments.split!r}; choose another with --split, or name --frames")
+    labels = {frame: sum(task.has_label(frame) for task in trained.tasks.values()) for frame in frames}
+    count = min(arguments.count, len(frames))
+    groups = np.array_split(np.arange(len(frames)), count)
+    return [max((frames[index] for index in group), key=labels.get) for group in groups]
+
+
+@torch.no_grad()
+def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.device) -> UInt8[np.ndarray, "H W 3"]:
+    """Rows: the tasks of all runs. Columns: image, label, each run's answer; a black field where there is none."""
+    tasks = {name: task for trained in runs for name, task in trained.tasks.items()}
+    sample = FrameDataset([frame], data.roots, tasks)[0]
+    image = sample["image"].permute(1, 2, 0).numpy()
+    answers = []
+    for trained in runs:
+        given = FrameDataset([frame], data.roots, {}, size=trained.size)[0]["image"][None].to(device)
+        outputs = trained.net(given, dict.fromkeys(trained.tasks))
+        answers.append({name: trained.tasks[name].answer(output, data.size) for name, output in outputs.items()})
+
+    nothing = np.zeros_like(image)
+    rows = []
+    for name, task in tasks.items():
+        fields = [write_text(image.copy(), f"{name}  {frame}")]
+        if sample["labelled"][name]:
+            fields.append(write_text(task.draw_label(image, sample["targets"][name]), "label", (0, image.shape[0])))
+        else:
+            fields.append(write_text(nothing.copy(), "no label"))
+        for trained, answer in zip(runs, answers, strict=True):
+            drawn = nothing.copy()
+            if name in answer:
+                drawn = trained.tasks[name].draw(image, answer[name][0])
+            fields.append(write_text(drawn, trained.name, (0, image.shape[0])))
+        rows.append(np.concatenate(fields, axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
+    parser.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="frames to draw")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="else: frames of this part")
+    parser.add_argument("--count", type=int, default=6, help="else: how many of them")
+    parser.add_argument("--data", help="derived root (default: those the first run was trained on)")
+    parser.add_argument("--output", type=Path, help="folder for the pictures (default: panels/ in the first run)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    arguments = parser.parse_args()
+    try:
+        device = pick_device(arguments.device)
+        runs = [load_trained(run, device) for run in arguments.runs]
+        data = load_data(runs[0].split, [arguments.data] if arguments.data else None)
+        first = arguments.runs[0]
+        output = arguments.output or (first if first.is_dir() else first.parent) / "panels"
+        for frame in tqdm(choose_frames(data, runs[0], arguments), desc="draw", unit="frame"):
+            path = output / f"{str(frame).replace('/', '_')}.png"
+            write_bytes(path, encode_png(draw_panel(frame, data, runs, device)))
+    except WrongUseError as error:
+        print(f"visualize: {error}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"visualize: {error}", file=sys.stderr)
+        return 1
+    print(f"pictures in {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
