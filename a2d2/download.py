@@ -348,7 +348,7 @@ def check_start(url: str, chunks: Iterator[bytes], fits: Callable[[bytes], bool]
     if not fits(head[:length]):
         raise WrongContentError(
             f"{url}: this is not the file but something that begins with {head[:60]!r}, perhaps an error page: "
-            "nothing was kept"
+            "nothing of it was kept"
         )
     return itertools.chain([head], chunks)
 
@@ -369,16 +369,17 @@ def extend_part(
         raise InterruptedTransferError("the file has changed on the server: starting again") from None
     with response:
         first, total = read_extent(url, response)
+        if first not in (0, start):
+            raise DownloadError(f"{url}: asked for the bytes from {start} on, the server sent those from {first} on")
+        chunks = read_chunks(response)
+        if first == 0:
+            # Before anything is concluded from its size and date: an error page must not cost what is here.
+            chunks = check_start(url, chunks, fits, min(total, BLOCK))
         if start and (was_modified_after(response, part) or total < start):
             part.unlink()
             raise InterruptedTransferError("the file has changed on the server: starting again")
-        if first not in (0, start):
-            raise DownloadError(f"{url}: asked for the bytes from {start} on, the server sent those from {first} on")
         admit(start, total)
-        chunks = read_chunks(response)
-        if start == 0:
-            chunks = check_start(url, chunks, fits, min(total, BLOCK))
-        elif first == 0:
+        if first < start:
             # The server ignores ranges. Keeping what is here loses nothing if it is cut off once more.
             chunks = drop_bytes(chunks, start)
         with part.open("ab") as file:
@@ -397,7 +398,7 @@ def drop_tail(part: Path) -> None:
     os.utime(part, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def try_again_and_again(
+def retry(
     attempt: Callable[[], object], url: str, progress: Progress, measure: Callable[[], int] = lambda: 0
 ) -> object:
     """What `attempt()` returns, once it returns; it raises InterruptedTransferError where another try may help.
@@ -438,7 +439,7 @@ def fill_part(
     """
     if part.exists():
         drop_tail(part)
-    try_again_and_again(
+    retry(
         lambda: extend_part(url, part, fits, admit, progress),
         url,
         progress,
@@ -678,7 +679,7 @@ def list_objects(url: str, folder: str, progress: Progress) -> list[StoredObject
     found = {}
     while True:
         address = f"{url}/?{urllib.parse.urlencode(query)}"
-        page = try_again_and_again(functools.partial(read_listing, address), address, progress)
+        page = retry(functools.partial(read_listing, address), address, progress)
         try:
             root = xml.etree.ElementTree.fromstring(page)
         except xml.etree.ElementTree.ParseError as error:

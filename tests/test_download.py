@@ -133,12 +133,14 @@ def make_tar(files: dict, form: int = tarfile.GNU_FORMAT) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, content in files.items():
-            member = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if name.endswith("/"):
-                member.type = tarfile.DIRTYPE
-            elif isinstance(content, bytes):
-                member.size = len(content)
-            tar.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
+            if isinstance(content, tarfile.TarInfo):
+                # The header alone: addfile would refuse what must be in here.
+                buffer.write(content.tobuf(form))
+                continue
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -274,6 +276,18 @@ def test_an_error_page_is_never_kept(bucket, tmp_path, capsys, fault):
     assert ("503" in message) if fault == "503" else ("error page" in message)
 
 
+def test_an_error_page_does_not_cost_what_is_here(bucket, tmp_path):
+    archive = wrap(make_scene(100))
+    bucket.files[f"{BOXES}.tar"] = archive
+    bucket.faults = ["page"]
+    part = tmp_path / f"archives/{BOXES}.tar.part"
+    part.parent.mkdir()
+    part.write_bytes(archive[:-10])
+    bucket.modified = formatdate(time.time() + 1000, usegmt=True)
+    assert get(tmp_path, "boxes") == 1
+    assert part.read_bytes() == archive[: len(archive) - 10 - download.OVERLAP]
+
+
 def test_one_refusal_is_survived(bucket, tmp_path):
     bucket.files[f"{BOXES}.tar"] = wrap(make_scene())
     bucket.faults = ["503", "503", "503"]
@@ -342,9 +356,9 @@ def make_link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
 
 
 def make_negative(name: str) -> tarfile.TarInfo:
-    """A member whose size is negative, which sent older tarfile modules round in circles."""
+    """A member whose size leads back to its own header: older tarfile modules then read it for ever."""
     member = tarfile.TarInfo(name)
-    member.size = -1024
+    member.size = -download.BLOCK
     return member
 
 

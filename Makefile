@@ -1,0 +1,47 @@
+# demo: from nothing to a picture with four answers    test: all tests    lint: style
+# Each sets up .venv first. A PyTorch that fits and is already there (in .venv, or in $(PYTHON)) is kept.
+
+SHELL := /bin/sh
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+FITTING := import torch, torchvision; \
+	assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11); \
+	torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+RAW := Datasets/synthetic/camera_lidar_semantic_bboxes
+SCRIPTS := camera segmentation depth_preprocess bounding_box steering_angle
+
+.PHONY: demo test lint
+
+.venv/installed: requirements.lock Makefile
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it by: make PYTHON=/path/to/python3.12"; exit 1; }
+	@if $(PYTHON) -c '$(FITTING)' 2>/dev/null; then \
+		echo "keeping the PyTorch of $(PYTHON)"; $(PYTHON) -m venv --system-site-packages .venv; \
+	else $(PYTHON) -m venv .venv; fi || { echo "making .venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@if $(BIN)/python -c '$(FITTING)' 2>/dev/null; then \
+		grep -v -E '^torch(vision)?==' requirements.lock > .venv/requirements.txt; \
+	else cp requirements.lock .venv/requirements.txt; fi
+	$(BIN)/python -m pip install --quiet -r .venv/requirements.txt
+	@touch $@
+
+demo: runs/demo/panels/finished
+	@cat runs/demo/table.txt
+	@echo "pictures: runs/demo/panels/*.png"
+
+runs/demo/table.txt: .venv/installed configs/demo.yaml
+	$(BIN)/python -m a2d2.synthetic --out Datasets/synthetic --scenes 64 --frames 8 --size 960x604
+	@for script in $(SCRIPTS); do \
+		$(BIN)/python preprocessing/$$script.py --data $(RAW) --size 256x160 || exit; done
+	$(BIN)/python train.py --config configs/demo.yaml --resume
+	@$(BIN)/python evaluate.py runs/demo --split test --output runs/demo/test.json > $@.new && mv $@.new $@
+
+runs/demo/panels/finished: runs/demo/table.txt
+	$(BIN)/python visualize.py runs/demo --split test --count 6
+	@touch $@
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
