@@ -49,8 +49,8 @@ class Closed(BaseModel):
 
 class Augment(Closed):
     flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring a frame left to right")
-    scale: tuple[PositiveFloat, PositiveFloat] = Field(
-        (1.0, 1.0), description="smallest and largest zoom, drawn for each frame; 1 is none"
+    scale: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = Field(
+        (1.0, 1.0), description="smallest and largest zoom into the image, drawn for each frame; 1 is none"
     )
     color: float = Field(0.0, ge=0, le=1, description="strength of random brightness, contrast and saturation")
 
