@@ -77,12 +77,17 @@ class Camera:
         return tangents
 
     def _record(self, tangents: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """(-y / x, -z / x) of viewing rays -> recorded pixels: the lens."""
+        """(-y / x, -z / x) of viewing rays -> recorded pixels: the lens (OpenCV's two camera models)."""
         if self.lens == "Fisheye":
             return cv2.fisheye.distortPoints(tangents[:, None], self.original, self.distortion)[:, 0]
-        rays = np.concatenate([tangents, np.ones((len(tangents), 1))], axis=1)
-        zero = np.zeros(3)
-        return cv2.projectPoints(rays, zero, zero, self.original, self.distortion)[0].reshape(-1, 2)
+        k1, k2, p1, p2, k3 = self.distortion
+        x, y = tangents.T
+        square = x * x + y * y
+        radial = 1 + square * (k1 + square * (k2 + square * k3))
+        bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
+        bent_y = y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y
+        focal = np.array([self.original[0, 0], self.original[1, 1]])
+        return np.stack([bent_x, bent_y], axis=1) * focal + self.original[:2, 2]
 
     def resize(self, size: tuple[int, int]) -> "Camera":
         """The same view drawn at another size; the recorded geometry stays as it is."""

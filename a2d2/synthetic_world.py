@@ -111,9 +111,9 @@ class Road:
         gap = np.multiply.outer(x, -2 * node_x) + np.multiply.outer(y, -2 * node_y) + (node_x**2 + node_y**2)
         s = nodes[gap.argmin(axis=-1)]
         for _ in range(3):
-            cos, sin, along, d, bend = self._offset(x, y, s)
+            _, _, along, d, bend = self._offset(x, y, s)
             s = s + np.clip(along / np.maximum(1 - bend * d, 0.2), -4, 4)
-        cos, sin, along, d, bend = self._offset(x, y, s)
+        _, _, along, d, _ = self._offset(x, y, s)
         return s + along, d
 
     def _offset(self, x: np.ndarray, y: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -724,7 +724,7 @@ def build_world(seed: int, index: int, frames: int) -> World:
 
 
 def build_lone_moment(actor: Actor, yaw: float = 0.0) -> Moment:
-    """Nothing but one road user on a straight empty road: `actor.s` metres ahead and `actor.d` to the left of the rig."""
+    """Nothing but one road user on a straight road: `actor.s` metres ahead and `actor.d` to the left of the rig."""
     street = Street("rural", 1, (Strip(-LANE, 0.0, "road"), Strip(0.0, LANE, "road")), (), (), dict(_GROUNDS))
     road = Road(np.zeros(400))
     solids = [move(solid, actor.s, actor.d, yaw, -CAMERA_HEIGHT) for solid in build_body(actor)]
