@@ -34,7 +34,6 @@ FULL_SIZE = (1920, 1208)
 _FARTHEST_BOX = 80.0  # metres; A2D2 does not label far objects
 _FEWEST_PIXELS = 40  # of a picture of 960 x 604, for an object to be labelled
 _START = datetime(2020, 3, 2, 8, 0, 0, tzinfo=UTC)  # after the last drive of A2D2
-_LIDAR_NAMES = ("front_left", "rear_right", "front_right", "front_center", "rear_left")
 _BUS_SAMPLES = 21
 
 # format notes, section 8; full digits are published for front_center only
@@ -255,7 +254,7 @@ def _write_frame(
     picture, label, shown = render_camera(moment, camera)
     has_label, has_lidar, has_boxes = rng.random(3) > (0.06, 0.05, 0.06)
     write_bytes(frame.path("camera"), encode_png(picture))
-    lidar_ids = {str(number): name for number, name in enumerate(_LIDAR_NAMES)}
+    lidar_ids = {str(number): name for number, name in enumerate(calibration.lidars)}
     write_json(frame.path("camera_info"), {"cam_name": VIEW, "cam_tstamp": moment_us, "lidar_ids": lidar_ids})
     if has_label:
         write_bytes(frame.path("label"), encode_png(label))

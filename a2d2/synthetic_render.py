@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from a2d2.boxes import find_hull
+from a2d2.boxes import NEAR_METRES, find_hull
 from a2d2.calibration import Calibration, Camera
 from a2d2.classes import class_colour
 from a2d2.synthetic_world import CAMERA_HEIGHT, Moment, Solid
@@ -71,16 +71,20 @@ def hit_solid(
         t = slack / speed
     enter = np.where(speed < 0, t, -np.inf)
     leave = np.where(speed > 0, t, np.inf)
-    outside = ((speed == 0) & (slack < 0)).any(axis=1)
     face = enter.argmax(axis=1)
     first = enter[np.arange(len(rays)), face]
-    hit = (first < leave.min(axis=1)) & (first > _NEAREST) & ~outside
+    hit = (first < leave.min(axis=1)) & (first > _NEAREST)
     return np.where(hit, first, np.inf), face.astype(np.int8)
 
 
-def _bounding_corners(solid: Solid) -> Float[np.ndarray, "8 3"]:
+def _list_corners(solids: tuple[Solid, ...]) -> Float[np.ndarray, "n 8 3"]:
+    """Corners of boxes that hold the solids."""
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    return signs * np.array(solid.size) / 2 @ _turn(solid.yaw).T + np.array(solid.centre)
+    half = np.array([solid.size for solid in solids]).reshape(-1, 1, 3) / 2 * signs
+    yaw = np.array([solid.yaw for solid in solids])[:, None]
+    x = np.cos(yaw) * half[..., 0] - np.sin(yaw) * half[..., 1]
+    y = np.sin(yaw) * half[..., 0] + np.cos(yaw) * half[..., 1]
+    return np.stack([x, y, half[..., 2]], axis=-1) + np.array([solid.centre for solid in solids]).reshape(-1, 1, 3)
 
 
 def trace_rays(
@@ -93,18 +97,15 @@ def trace_rays(
     with np.errstate(divide="ignore"):
         t = np.where(rays[:, 2] < 0, (-CAMERA_HEIGHT - origin[2]) / rays[:, 2], np.inf)
     index = np.where(np.isfinite(t), GROUND, SKY)
-    for number, solid in enumerate(moment.solids):
-        corners = _bounding_corners(solid) - origin
-        reach = np.arctan2(corners[:, 1], corners[:, 0])
-        if (corners[:, 0] <= 0).all():
-            continue
-        if (corners[:, 0] <= 0).any():
-            span = slice(None)
-        else:
-            span = slice(*np.searchsorted(azimuth, [reach.min(), reach.max()]))
-        if span != slice(None) and span.start == span.stop:
-            continue
-        found, _ = hit_solid(solid, origin, rays[span])
+    corners = _list_corners(moment.solids) - origin
+    reach = np.arctan2(corners[..., 1], corners[..., 0])
+    beside = (corners[..., 0] <= 0).any(axis=1)
+    first = np.where(beside, 0, np.searchsorted(azimuth, reach.min(axis=1)))
+    last = np.where(beside, len(rays), np.searchsorted(azimuth, reach.max(axis=1)))
+    last[(corners[..., 0] <= 0).all(axis=1)] = 0
+    for number in np.flatnonzero(first < last):
+        span = slice(first[number], last[number])
+        found, _ = hit_solid(moment.solids[number], origin, rays[span])
         closer = found < t[span]
         t[span][closer] = found[closer]
         index[span][closer] = number
@@ -130,23 +131,28 @@ def list_camera_rays(camera: Camera) -> Float[np.ndarray, "h w 3"]:
     return rays.reshape(height, width, 3).astype(np.float32)
 
 
-def find_rectangle(corners: Float[np.ndarray, "8 3"], camera: Camera) -> tuple[int, int, int, int] | None:
-    """Recorded pixels [x1, y1, x2, y2) that may show a thing with these corners; None if none do."""
-    hull = find_hull(corners, camera)
-    if hull is None:
-        return None
+def find_rectangles(corners: Float[np.ndarray, "n 8 3"], camera: Camera) -> Int[np.ndarray, "n 4"]:
+    """Recorded pixels [x1, y1, x2, y2) that may show things with these corners; x1 >= x2 where none do."""
     width, height = camera.recorded_size
+    hulls = np.full((len(corners), 4), np.nan)
+    before = (corners[..., 0] > NEAR_METRES).all(axis=1)
+    pixels = camera.project(corners[before].reshape(-1, 3)).reshape(-1, 8, 2)
+    hulls[before] = np.concatenate([pixels.min(axis=1), pixels.max(axis=1)], axis=1)
+    for number in np.flatnonzero(~before & (corners[..., 0] > NEAR_METRES).any(axis=1)):
+        hulls[number] = find_hull(corners[number], camera)
     margin = 0.12 * max(width, height)  # the lens pulls in what lies outside the undistorted image
-    x1, y1 = np.maximum(hull[:2], -margin)
-    x2, y2 = np.minimum(hull[2:], [width + margin, height + margin])
-    if x1 >= x2 or y1 >= y2:
-        return None
-    x, y = np.linspace(x1, x2, 9), np.linspace(y1, y2, 9)
-    edge = np.concatenate([np.stack([x, np.full(9, v)], 1) for v in y] + [np.stack([np.full(9, v), y], 1) for v in x])
-    recorded = camera.distort(edge)
-    left, top = np.maximum(np.floor(recorded.min(axis=0)) - 2, 0).astype(int)
-    right, bottom = np.minimum(np.ceil(recorded.max(axis=0)) + 3, [width, height]).astype(int)
-    return None if left >= right or top >= bottom else (left, top, right, bottom)
+    hulls[:, :2] = np.maximum(hulls[:, :2], -margin)
+    hulls[:, 2:] = np.minimum(hulls[:, 2:], [width + margin, height + margin])
+    seen = (hulls[:, :2] < hulls[:, 2:]).all(axis=1)
+    rectangles = np.zeros((len(corners), 4), dtype=int)
+    share = np.linspace(0, 1, 9)
+    grid = np.stack(np.meshgrid(share, share), axis=-1).reshape(1, -1, 2)
+    low, high = hulls[seen, None, :2], hulls[seen, None, 2:]
+    recorded = camera.distort((low + grid * (high - low)).reshape(-1, 2)).reshape(-1, grid.shape[1], 2)
+    rectangles[seen, :2] = np.maximum(np.floor(recorded.min(axis=1)) - 2, 0)
+    rectangles[seen, 2:] = np.minimum(np.ceil(recorded.max(axis=1)) + 3, [width, height])
+    rectangles[(rectangles[:, 1] >= rectangles[:, 3])] = 0
+    return rectangles
 
 
 # ---------------------------------------------------------------- paint
@@ -242,9 +248,11 @@ def _find_ground(moment: Moment, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
     cos, sin = math.cos(yaw), math.sin(yaw)
     world_x, world_y = east + cos * x - sin * y, north + sin * x + cos * y
     s, d = np.empty_like(world_x), np.empty_like(world_y)
-    for begin in range(0, len(x), 20000):  # the search holds a table of places by nodes
+    # row by row of the picture, from far to near: the nearer the places, the shorter the road to search
+    for begin in range(0, len(x), 20000):
         part = slice(begin, begin + 20000)
-        s[part], d[part] = moment.road.locate(world_x[part], world_y[part], moment.s - 20, moment.s + 170)
+        low, high = moment.s + 0.5 * x[part].min() - 15, moment.s + 1.6 * x[part].max() + 15
+        s[part], d[part] = moment.road.locate(world_x[part], world_y[part], low, high)
     street = moment.street
     names = list(_GROUND_LABELS)
     number = np.full(len(x), names.index("grass"), dtype=np.int8)
@@ -307,11 +315,11 @@ def render_camera(
     index = np.where(np.isfinite(depth), GROUND, SKY).astype(np.int32)
     faces = np.zeros(shape, dtype=np.int8)
     origin = np.zeros(3)
-    for number, solid in enumerate(moment.solids):
-        rectangle = find_rectangle(_bounding_corners(solid), camera)
-        if rectangle is None:
-            continue
-        part = np.s_[rectangle[1] : rectangle[3], rectangle[0] : rectangle[2]]
+    corners = _list_corners(moment.solids)
+    rectangles = find_rectangles(corners, camera)
+    for number in np.flatnonzero(rectangles[:, 0] < rectangles[:, 2]):
+        solid, (left, top, right, bottom) = moment.solids[number], rectangles[number]
+        part = np.s_[top:bottom, left:right]
         found, face = hit_solid(solid, origin, rays[part].reshape(-1, 3))
         found, face = found.reshape(depth[part].shape), face.reshape(depth[part].shape)
         closer = found < depth[part]
@@ -394,7 +402,7 @@ def _list_beams(step: float) -> Float[np.ndarray, "n 3"]:
     return np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], axis=-1).reshape(-1, 3)
 
 
-def scan_lidars(moment: Moment, calibration: Calibration, camera: Camera, step: float = 0.2) -> dict[str, np.ndarray]:
+def scan_lidars(moment: Moment, calibration: Calibration, camera: Camera, step: float = 0.25) -> dict[str, np.ndarray]:
     """Points of all lidars that fall into the undistorted view, in the rig's frame: points, lidar_id, reflectance,
     azimuth (of the beam, radians). Parallax and occlusion are real: the camera need not see what a lidar sees."""
     rng = np.random.default_rng([moment.seed, 5])
