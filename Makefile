@@ -29,7 +29,7 @@ demo: runs/demo/panels/finished
 	@echo "pictures: runs/demo/panels/*.png"
 
 runs/demo/table.txt: .venv/installed configs/demo.yaml
-	$(BIN)/python -m a2d2.synthetic --out Datasets/synthetic --scenes 64 --frames 8 --size 960x604
+	$(BIN)/python -m a2d2.synthetic --out Datasets/synthetic --scenes 64 --frames 6 --size 960x604
 	@for script in $(SCRIPTS); do \
 		$(BIN)/python preprocessing/$$script.py --data $(RAW) --size 256x160 || exit; done
 	$(BIN)/python train.py --config configs/demo.yaml --resume

@@ -157,6 +157,7 @@ def train(config: Config, folder: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=config.deterministic == "warn")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs much, and nothing here reads such memory
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     autocast, scaler = choose_precision(config.train.precision, device)
 

@@ -62,7 +62,7 @@ _LIDARS = {
 }
 
 
-def _scale_matrix(values: tuple[float, float, float, float], size: tuple[int, int]) -> list[list[float]]:
+def _scale_matrix(values: tuple[float | int, ...], size: tuple[int, int]) -> list[list[float]]:
     fx, fy, cx, cy = values
     x, y = size[0] / FULL_SIZE[0], size[1] / FULL_SIZE[1]
     cx, cy = map_centres(np.array([cx, cy]), FULL_SIZE, size).tolist()

@@ -19,7 +19,8 @@ WHEELBASE = 2.9
 STEERING_RATIO = 15.0
 LOOK_AHEAD = 10.0  # metres of road the driver steers for: the camera sees the ground from about 5 m on
 
-Colour = tuple[float, float, float]
+Number = float | int
+Colour = tuple[Number, Number, Number]
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Solid:
     """
 
     shape: str
-    centre: tuple[float, float, float]
-    size: tuple[float, float, float]
+    centre: tuple[Number, Number, Number]
+    size: tuple[Number, Number, Number]
     label: str
     look: str
     colour: Colour
-    yaw: float = 0.0
-    taper: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    yaw: Number = 0.0
+    taper: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)
     number: int = 1
     item: int = -1
 
@@ -48,7 +49,7 @@ class Solid:
         return 0.5 * math.hypot(*self.size)
 
 
-def move(solid: Solid, x: float, y: float, yaw: float, z: float = 0.0) -> Solid:
+def move(solid: Solid, x: Number, y: Number, yaw: Number, z: Number = 0.0) -> Solid:
     """Turn about the origin by `yaw`, then shift."""
     cos, sin = math.cos(yaw), math.sin(yaw)
     a, b, c = solid.centre
@@ -60,9 +61,9 @@ class Item:
     """A road user with a box: `kind` is one of the object classes, (x, y, z) the centre of the box, `size` l, w, h."""
 
     kind: str
-    centre: tuple[float, float, float]
-    size: tuple[float, float, float]
-    yaw: float
+    centre: tuple[Number, Number, Number]
+    size: tuple[Number, Number, Number]
+    yaw: Number
     number: int
 
     def corners(self) -> Float[np.ndarray, "8 3"]:
@@ -92,17 +93,17 @@ class Road:
     def length(self) -> float:
         return float(self.s[-1])
 
-    def curve(self, s: float, ahead: float = 0.0) -> float:
+    def curve(self, s: Number, ahead: Number = 0.0) -> float:
         """Curvature in 1 / m, left positive, at s or as the mean of the next `ahead` metres."""
         return float(np.interp(np.linspace(s, s + ahead, 9), self.s, self.curvature).mean())
 
-    def at(self, s: float, d: float = 0.0) -> tuple[float, float, float]:
+    def at(self, s: Number, d: Number = 0.0) -> tuple[Number, Number, Number]:
         """x, y and heading of the place (s, d)."""
         x, y, heading = (float(np.interp(s, self.s, values)) for values in (self.x, self.y, self.heading))
         return x - d * math.sin(heading), y + d * math.cos(heading), heading
 
     def locate(
-        self, x: Float[np.ndarray, "*n"], y: Float[np.ndarray, "*n"], low: float, high: float
+        self, x: Float[np.ndarray, "*n"], y: Float[np.ndarray, "*n"], low: Number, high: Number
     ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
         """(s, d) of places, looked for between s = low and high; beyond the ends s goes on along the tangent."""
         nodes = np.arange(max(low, 0.0), min(high, self.length), 2.0)
@@ -123,7 +124,7 @@ class Road:
         return cos, sin, cos * east + sin * north, cos * north - sin * east, np.interp(s, self.s, self.curvature)
 
 
-def draw_road(rng: np.random.Generator, length: float) -> Road:
+def draw_road(rng: np.random.Generator, length: Number) -> Road:
     """Straights, gentle and sharp bends down to a radius of 28 m, joined by ramps of about 12 m."""
     pieces: list[np.ndarray] = []
     heading, done = 0.0, 0.0
@@ -148,8 +149,8 @@ def draw_road(rng: np.random.Generator, length: float) -> Road:
 class Strip:
     """A strip of ground along the road between d = low and high."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     ground: str
 
 
@@ -157,10 +158,10 @@ class Strip:
 class Line:
     """A painted line about d; `dash` metres of paint, then `gap` metres of none (0: solid)."""
 
-    d: float
-    width: float
-    dash: float = 1.0
-    gap: float = 0.0
+    d: Number
+    width: Number
+    dash: Number = 1.0
+    gap: Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -188,14 +189,14 @@ class Street:
 class Light:
     """`sun` points to the sun in the world frame; `direct` and `ambient` are its and the sky's share of the light."""
 
-    sun: tuple[float, float, float]
-    direct: float
-    ambient: float
+    sun: tuple[Number, Number, Number]
+    direct: Number
+    ambient: Number
     tint: Colour
     zenith: Colour
     horizon: Colour
-    clouds: float
-    haze: float
+    clouds: Number
+    haze: Number
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,8 @@ class Moment:
     road: Road
     street: Street
     light: Light
-    place: tuple[float, float, float]
-    s: float
+    place: tuple[Number, Number, Number]
+    s: Number
     seed: int
 
 
@@ -218,13 +219,13 @@ class Actor:
     `follows` keeps s metres ahead of the rig instead. `turn` is its heading against the road's."""
 
     kind: str
-    size: tuple[float, float, float]
+    size: tuple[Number, Number, Number]
     colour: Colour
     number: int
-    s: float
-    d: float
-    turn: float = 0.0
-    speed: float = 0.0
+    s: Number
+    d: Number
+    turn: Number = 0.0
+    speed: Number = 0.0
     follows: bool = False
 
 
@@ -244,7 +245,7 @@ _LORRIES = ((220, 220, 215), (190, 120, 40), (60, 95, 150), (170, 45, 45), (90, 
 _BUSES = ((200, 60, 50), (215, 190, 70), (70, 110, 170), (225, 225, 220))
 
 
-def draw_actor(rng: np.random.Generator, kind: str, number: int, s: float, d: float, **motion) -> Actor:
+def draw_actor(rng: np.random.Generator, kind: str, number: int, s: Number, d: Number, **motion) -> Actor:
     """A road user of random size and colour; `motion` are the other fields of Actor."""
     low, high = _SIZES[kind]
     size = tuple(float(value) for value in rng.uniform(low, high))
@@ -266,7 +267,7 @@ def build_body(actor: Actor) -> list[Solid]:
     return [block]
 
 
-def _build_car(size: tuple[float, float, float], colour: Colour) -> list[Solid]:
+def _build_car(size: tuple[Number, Number, Number], colour: Colour) -> list[Solid]:
     length, width, height = size
     belt = 0.60 * height
     cabin = (0.66 * length, 0.96 * width, height - belt)
@@ -284,7 +285,7 @@ def _build_car(size: tuple[float, float, float], colour: Colour) -> list[Solid]:
     ]
 
 
-def _build_person(size: tuple[float, float, float], colour: Colour) -> list[Solid]:
+def _build_person(size: tuple[Number, Number, Number], colour: Colour) -> list[Solid]:
     height = size[2]
     dark: Colour = (50.0, 52.0, 62.0)
     skin: Colour = (205.0, 160.0, 135.0)
@@ -299,7 +300,7 @@ def _build_person(size: tuple[float, float, float], colour: Colour) -> list[Soli
     ]
 
 
-def _build_cyclist(size: tuple[float, float, float], colour: Colour) -> list[Solid]:
+def _build_cyclist(size: tuple[Number, Number, Number], colour: Colour) -> list[Solid]:
     length, _, height = size
     black: Colour = (25.0, 25.0, 28.0)
     look = "Bicycle", "plain"
@@ -327,7 +328,7 @@ _GROUNDS: dict[str, Colour] = {
 }
 
 
-def draw_street(rng: np.random.Generator, length: float) -> Street:
+def draw_street(rng: np.random.Generator, length: Number) -> Street:
     """A cross-section: urban (curbs, paths, perhaps two lanes a side), residential or rural (grass to the edge)."""
     style = str(rng.choice(["urban", "residential", "rural"], p=[0.45, 0.35, 0.2]))
     lanes = 2 if style == "urban" and rng.random() < 0.4 else 1
@@ -372,12 +373,12 @@ _ROOFS = ((150, 74, 54), (96, 90, 90), (120, 60, 48))
 _LEAVES = ((62, 96, 42), (78, 112, 48), (50, 82, 44), (96, 118, 50), (170, 118, 42), (150, 84, 36))
 
 
-def _vary(rng: np.random.Generator, colours: tuple, spread: float = 0.12) -> Colour:
+def _vary(rng: np.random.Generator, colours: tuple, spread: Number = 0.12) -> Colour:
     chosen = np.array(colours[rng.integers(len(colours))]) * rng.uniform(1 - spread, 1 + spread)
     return tuple(float(value) for value in np.minimum(chosen, 245))
 
 
-def _build_house(rng: np.random.Generator, size: tuple[float, float, float], gabled: bool) -> list[Solid]:
+def _build_house(rng: np.random.Generator, size: tuple[Number, Number, Number], gabled: bool) -> list[Solid]:
     """A house about the origin whose front looks along -y."""
     length, depth, height = size
     walls = Solid("block", (0, 0, height / 2), size, "Buildings", "facade", _vary(rng, _FACADES))
@@ -389,7 +390,7 @@ def _build_house(rng: np.random.Generator, size: tuple[float, float, float], gab
     return [walls, roof]
 
 
-def _build_tree(rng: np.random.Generator, height: float) -> list[Solid]:
+def _build_tree(rng: np.random.Generator, height: Number) -> list[Solid]:
     """A trunk under a crown of a few overlapping ellipsoids, or a conifer."""
     nature = "Nature object"
     leaves = _vary(rng, _LEAVES)
@@ -430,7 +431,7 @@ def _build_sign(rng: np.random.Generator, number: int) -> list[Solid]:
     return [pole, plate]
 
 
-def _build_signal(reach: float, number: int) -> list[Solid]:
+def _build_signal(reach: Number, number: int) -> list[Solid]:
     """A traffic light: one lamp box at the pole, one on an arm that reaches `reach` metres to the left."""
     gray: Colour = (110.0, 114.0, 116.0)
     lamp = (0.3, 0.42, 1.1)
@@ -459,11 +460,11 @@ class _Builder:
         self.road = road
         self.solids: list[Solid] = []
 
-    def fits(self, s: float, d: float) -> bool:
+    def fits(self, s: Number, d: Number) -> bool:
         """Whether (s, d) names one place only: it does not on the inner side of a bend beyond its centre."""
         return max(self.road.curve(s + step) * d for step in (-8, 0, 8)) < 0.75
 
-    def put(self, solids: list[Solid], s: float, d: float, turn: float = 0.0) -> None:
+    def put(self, solids: list[Solid], s: Number, d: Number, turn: Number = 0.0) -> None:
         if 0 < s < self.road.length and self.fits(s, d):
             x, y, heading = self.road.at(s, d)
             self.solids += [move(solid, x, y, heading + turn) for solid in solids]
@@ -603,7 +604,7 @@ class World:
         self.angle_rates = (_steer(later) - _steer(bends)) * self.speeds
         self.yaw_rates = np.degrees(self.speeds * bends) + rng.normal(0, 0.3, self.frames)
 
-    def _lane_curve(self, s: float) -> float:
+    def _lane_curve(self, s: Number) -> float:
         bend = self.road.curve(s, LOOK_AHEAD)
         return bend / (1 - bend * self.lane)
 
@@ -611,7 +612,7 @@ class World:
         """Cars ahead in the rig's lane, oncoming ones, parked ones, and people on the paths and at the crossings."""
         actors: list[Actor] = []
 
-        def add(kind: str, s: float, d: float, **motion) -> None:
+        def add(kind: str, s: Number, d: Number, **motion) -> None:
             actors.append(draw_actor(rng, kind, len(actors) + 1, s, d, **motion))
 
         def choose() -> str:
@@ -675,7 +676,7 @@ class World:
         far = np.hypot(*(self._static_places - (x, y)).T) - self._static_reach
         solids = [move(self.statics[index], *shift) for index in np.flatnonzero(far < 160)]
         items: list[Item] = []
-        taken: list[tuple[float, float]] = []
+        taken: list[tuple[Number, Number]] = []
         for actor in self.actors:
             at = actor.s + (s if actor.follows else actor.speed * time)
             if not s - 25 < at < s + 110:
@@ -723,7 +724,7 @@ def build_world(seed: int, index: int, frames: int) -> World:
     return World(seed, index, frames)
 
 
-def build_lone_moment(actor: Actor, yaw: float = 0.0) -> Moment:
+def build_lone_moment(actor: Actor, yaw: Number = 0.0) -> Moment:
     """Nothing but one road user on a straight road: `actor.s` metres ahead and `actor.d` to the left of the rig."""
     street = Street("rural", 1, (Strip(-LANE, 0.0, "road"), Strip(0.0, LANE, "road")), (), (), dict(_GROUNDS))
     road = Road(np.zeros(400))

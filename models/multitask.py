@@ -16,6 +16,13 @@ Rows = Int64[Tensor, " n"] | slice | None
 """Which images of a batch; None is all."""
 
 
+def choose_rows(features: Tensor, rows: Rows) -> Tensor:
+    """Images of a batch. `index_select`, because the gradient of plain indexing is slow where it is deterministic."""
+    if rows is None:
+        return features
+    return features[rows] if isinstance(rows, slice) else features.index_select(0, rows)
+
+
 class MultitaskNet(nn.Module):
     """Shared features, then heads.
 
@@ -65,8 +72,7 @@ class MultitaskNet(nn.Module):
     def run_head(self, name: str, features: Features, size: tuple[int, int], rows: Rows = None) -> object:
         """The output of one head, given the features and the (H, W) of the image."""
         head = self.heads[name]
-        chosen = {key: features[key] if rows is None else features[key][rows] for key in head.reads}
-        return head(chosen, size)
+        return head({key: choose_rows(features[key], rows) for key in head.reads}, size)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Of encoder and neck."""

@@ -224,7 +224,8 @@ class Detection(Task):
             boxes, classes = target["boxes"][row][real], target["classes"][row][real]
             wanted = torch.zeros_like(output.classes[row])
             wanted[positive, classes[matched[positive]]] = 1.0
-            total = total + sigmoid_focal_loss(output.classes[row][~ignored], wanted[~ignored], reduction="sum")
+            focal = sigmoid_focal_loss(output.classes[row], wanted, reduction="none")
+            total = total + torch.where(ignored[:, None], 0.0, focal).sum()
             if not positive.any():
                 continue
             places, truth = locations[positive], boxes[matched[positive]]

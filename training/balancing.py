@@ -100,7 +100,8 @@ def backward_cycle(
         for name, indices in found.items():
             target = move(take_rows(batch["targets"][name], indices), device)
             with autocast():
-                output = net.run_head(name, leaves, size, indices.to(device))
+                everyone = len(indices) == len(image)
+                output = net.run_head(name, leaves, size, None if everyone else indices.to(device))
             loss = tasks[name].loss(output, target) / max(counts[name], 1)
             losses.setdefault(name, []).append(loss.detach())
             origins.setdefault(name, []).append([batch["frame"][index] for index in indices.tolist()])

@@ -1,0 +1,237 @@
+"""train.py, evaluate.py and visualize.py as a user runs them, on a small synthetic set."""
+
+import ast
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2d2.dataset import DatasetError, FrameDataset, index_roots
+from a2d2.images import read_image
+from a2d2.synthetic import write_dataset
+from tasks import TASKS
+from training.balancing import NonFiniteError, backward_cycle
+from training.checkpoint import load_weights
+from training.config import load_config
+from training.sampling import CycleSampler, assign_labels
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = {name: task.Options for name, task in TASKS.items()}
+
+
+def run(script, *arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def derived(tmp_path_factory):
+    out = tmp_path_factory.mktemp("set")
+    write_dataset(out, scenes=4, frames=3, size=(240, 152), workers=1)
+    for script in ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle"):
+        data = out / "camera_lidar_semantic_bboxes"
+        result = run(
+            f"preprocessing/{script}.py", "--data", data, "--out", out / "d", "--size", "128x64", "--threads", "2"
+        )
+        assert result.returncode == 0, result.stderr
+    return out / "d"
+
+
+@pytest.fixture(scope="module")
+def trained(derived, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = run("train.py", *list_arguments(derived, folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def list_arguments(derived, folder):
+    return ["--config", ROOT / "configs/debug.yaml", "--run", folder, f"data.roots=[{derived}]"]
+
+
+def test_a_run_folder_has_all_that_is_promised(trained):
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "best.safetensors", "best.json", "checkpoints"):
+        assert (trained / name).exists(), name
+    assert any((trained / "tensorboard").iterdir())
+    _, header = load_weights(trained / "best.safetensors")
+    assert {"model", "tasks", "fitted", "input_size", "cameras", "split", "step", "assignment"} <= header.keys()
+
+
+def test_two_halves_are_one_run(derived, trained, tmp_path):
+    # the schedule is that of all steps, so the first half is stopped by a signal rather than by train.steps
+    folder = tmp_path / "halves"
+    command = [sys.executable, ROOT / "train.py", *list_arguments(derived, folder), "--resume"]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    while process.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() in (75, 0)
+    assert subprocess.run([*map(str, command)], capture_output=True, cwd=ROOT).returncode == 0
+    ours, _ = load_weights(folder / "best.safetensors")
+    theirs, _ = load_weights(trained / "best.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    def read(path):
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+    assert read(folder) == read(trained)
+
+
+def test_a_run_is_not_overwritten(derived, trained):
+    again = run("train.py", *list_arguments(derived, trained))
+    assert again.returncode == 1 and "--resume" in again.stderr
+    other = run("train.py", *list_arguments(derived, trained), "--resume", "train.optimizer.lr=0.5")
+    assert other.returncode == 1 and "train.optimizer.lr was 0.001, now 0.5" in other.stderr
+
+
+def test_mistakes_are_one_line(derived, tmp_path):
+    typo = run("train.py", *list_arguments(derived, tmp_path / "r"), "train.stebs=3")
+    assert typo.returncode == 2 and "did you mean 'steps'" in typo.stderr
+    nowhere = run("train.py", *list_arguments(tmp_path / "nothing", tmp_path / "r"))
+    assert nowhere.returncode == 1 and "preprocessing/" in nowhere.stderr and "Traceback" not in nowhere.stderr
+    assert not (tmp_path / "r").exists()
+    none = run("evaluate.py", tmp_path / "nothing")
+    assert none.returncode == 1 and "no run folder" in none.stderr
+
+
+def test_weights_alone_can_be_scored_and_drawn(trained, tmp_path):
+    alone = tmp_path / "copy.safetensors"
+    alone.write_bytes((trained / "best.safetensors").read_bytes())
+    scored = run("evaluate.py", alone, "--split", "all", "--format", "json", "--workers", "0")
+    assert scored.returncode == 0, scored.stderr
+    scores = json.loads(scored.stdout)["copy"]
+    assert set(scores) == set(TASKS) and scores["depth"]["frames"] > 0
+    assert all({"headline", "score", "constant", "skill"} <= row.keys() for row in scores.values())
+    drawn = run("visualize.py", alone, "--split", "train", "--count", "1", "--output", tmp_path / "panels")
+    assert drawn.returncode == 0, drawn.stderr
+    (path,) = (tmp_path / "panels").glob("*.png")
+    assert read_image(path).shape == (4 * 64, 3 * 128, 3)
+
+
+def test_every_shipped_config_loads():
+    configs = sorted((ROOT / "configs").rglob("*.yaml"))
+    assert len(configs) >= 9
+    for path in configs:
+        load_config(path, [], OPTIONS)
+
+
+def test_the_sample_is_as_documented(derived):
+    frames, roots = index_roots([derived], ["front_center"])
+    tasks = {name: task() for name, task in TASKS.items()}
+    dataset = FrameDataset(frames, roots, tasks)
+    sample = dataset[0]
+    assert sample["image"].shape == (3, 64, 128) and sample["image"].dtype == torch.uint8
+    assert sample["camera"].shape == (3, 3) and sample["frame"] == str(frames[0])
+    assert all(sample["labelled"][name].dtype == torch.bool for name in tasks)
+    with pytest.raises(DatasetError, match="two roots"):
+        index_roots([derived, Path(str(derived) + "/../d")], ["front_center"])
+
+
+def test_regimes_and_endless_streams():
+    dice = random.Random(0)
+    has = {name: [dice.random() < 0.7 for _ in range(60)] for name in "abc"}
+    one = assign_labels(has, "one_task", 0)
+    assert len({index for indices in one.values() for index in indices}) == sum(map(len, one.values()))
+    assert max(map(len, one.values())) - min(map(len, one.values())) <= 3
+    full = assign_labels(has, "symmetric", 0)
+    assert full["a"] == full["b"] == [i for i in range(60) if all(has[name][i] for name in has)]
+    sampler = CycleSampler(one, "one_task", 4, 1, 0, 0, 20)
+    drawn = list(sampler)
+    assert drawn[30:] == list(CycleSampler(one, "one_task", 4, 1, 0, 10, 20))
+    of_a = [index for batch in drawn for index, _, names in batch if names == ("a",)]
+    assert sorted(of_a[: len(one["a"])]) == one["a"]
+
+
+class Square:
+    """A task of one number a row: the loss is the squared distance from the target."""
+
+    def count(self, target):
+        return len(target)
+
+    def loss(self, output, target):
+        return ((output - target) ** 2).sum()
+
+
+def test_micro_batches_combine_exactly_and_absent_tasks_stay_untouched():
+    from contextlib import nullcontext
+
+    from models.multitask import MultitaskNet
+
+    class Trunk(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 4, 1)
+
+        def forward(self, image):
+            return {"encoder.1": self.layer(image)}
+
+    class Sum(torch.nn.Module):
+        reads = ("encoder.1",)
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def forward(self, features, size):
+            return self.layer(features["encoder.1"].mean(dim=(2, 3)))[:, 0]
+
+    torch.manual_seed(0)
+    net = MultitaskNet(Trunk(), None, {name: Sum() for name in "abc"}).double()
+    image, targets = torch.rand(4, 3, 2, 2).double(), torch.rand(4).double()
+    labelled = {"a": [True, True, False, True], "b": [False, True, True, False], "c": [False] * 4}
+
+    def make(rows):
+        return {
+            "image": image[rows],
+            "targets": dict.fromkeys("abc", targets[rows]),
+            "labelled": {name: torch.tensor(labelled[name])[rows] for name in "abc"},
+            "frame": [f"frame {row}" for row in rows],
+        }
+
+    def gradients(cycle):
+        net.zero_grad(set_to_none=True)
+        tasks, weights = {name: Square() for name in "abc"}, {"a": 1.0, "b": 0.3, "c": 1.0}
+        backward_cycle(net, cycle, tasks, weights, torch.device("cpu"), nullcontext)
+        return {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
+
+    whole, parts = gradients([make([0, 1, 2, 3])]), gradients([make([row]) for row in (2, 0, 3, 1)])
+    for name, gradient in whole.items():
+        assert (gradient is None) == name.startswith("heads.c")
+        assert gradient is None or torch.allclose(gradient, parts[name], rtol=1e-12, atol=1e-14)
+    targets[1] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"loss of a .*frame 1"):
+        gradients([make([0, 1, 2, 3])])
+
+
+ALLOWED = {
+    "a2d2": {"a2d2"},
+    "models": {"models"},
+    "training": {"training"},
+    "tasks": {"tasks", "a2d2", "models"},
+    "preprocessing": {"preprocessing", "a2d2", "_common"},
+}
+
+
+def list_imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_import_directions(package):
+    ours = {*ALLOWED, "build", "train", "evaluate", "visualize", "_common"}
+    for path in (ROOT / package).glob("*.py"):
+        found = set(list_imports(path))
+        assert found & ours <= ALLOWED[package], path
+        if package == "a2d2" and path.name != "dataset.py":
+            assert not found & {"torch", "torchvision"}, path

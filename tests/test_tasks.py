@@ -1,0 +1,202 @@
+"""Each task: mirrored labels, losses by hand, metrics, matching, constants."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from a2d2.dataset import Geometry
+from models.heads import DetectionOutput, locate_cells, spread_strides
+from tasks import TASKS
+from tasks.depth import Depth, DepthMetrics, silog_losses
+from tasks.detection import IGNORED, Detection, match_locations
+from tasks.segmentation import Segmentation
+from tasks.steering import Steering
+
+SIZE = (128, 64)
+MIRROR = Geometry(SIZE, (0, 0, *SIZE), SIZE, flip=True)
+SAME = Geometry.identity(SIZE)
+
+
+def make_boxes():
+    boxes = [
+        ([10, 8, 60, 40], "Car"),
+        ([70, 20, 100, 60], "Pedestrian"),
+        ([3, 3, 8, 8], "Car"),
+        ([90, 5, 120, 30], "Ufo"),
+    ]
+    return [{"box": box, "class": name, "visible": 1.0} for box, name in boxes]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_blanks_collate_with_targets_and_count_nothing(name):
+    task = TASKS[name]()
+    label = {
+        "segmentation": np.zeros(SIZE[::-1], np.uint8),
+        "depth": np.ones(SIZE[::-1], np.float32),
+        "detection": make_boxes(),
+        "steering": 3.0,
+    }[name]
+    batch = default_collate([task.blank(SIZE), task.transform(label, SAME)])
+    assert task.count(batch) > 0
+    if name != "steering":  # an unlabelled angle is told from 0 degrees by `labelled` alone
+        assert task.count(default_collate([task.blank(SIZE)])) == 0
+
+
+def test_segmentation_mirrors_and_scores():
+    task = Segmentation()
+    label = np.random.default_rng(0).integers(0, 19, SIZE[::-1]).astype(np.uint8)
+    label[:5] = 255
+    target, mirrored = (task.transform(label, geometry)[None] for geometry in (SAME, MIRROR))
+    logits = torch.randn(1, 19, *SIZE[::-1])
+    assert torch.isclose(task.loss(logits, target), task.loss(logits.flip(3), mirrored), rtol=1e-4)
+    assert task.count(target) == (label != 255).sum()
+    metrics = task.metrics()
+    metrics.update(target.clone(), target)
+    assert metrics.compute()["miou"] == 1.0
+    # two classes, one found by half: IoU 1/2 and 1/2 by hand
+    metrics = task.metrics()
+    metrics.update(torch.tensor([[[1, 1, 1, 2]]], dtype=torch.uint8), torch.tensor([[[1, 1, 2, 2]]], dtype=torch.uint8))
+    assert metrics.compute()["miou"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert task.constant([np.array([[1, 1, 3, 255, 255, 255]], np.uint8)]) == 1
+
+
+def test_silog_by_hand_and_its_invariance():
+    target = torch.tensor([[[1.0, 2.0, 0.0]]])
+    answer = torch.tensor([[[2.0, 2.0, 9.0]]]).log()
+    d = math.log(2)
+    valid = target > 0
+    assert silog_losses(answer, target, valid, 0.5).item() == pytest.approx(d * d / 2 - 0.5 * (d / 2) ** 2, rel=1e-5)
+    # a pure factor of two: nothing at lambda 1, half the square of its logarithm at 0.5
+    twice = (target.clamp(min=1e-3) * 2).log()
+    assert silog_losses(twice, target, valid, 1.0).item() == pytest.approx(0, abs=1e-6)
+    assert silog_losses(twice, target, valid, 0.5).item() == pytest.approx(0.5 * d * d, rel=1e-5)
+    assert silog_losses(answer, torch.zeros_like(target), target > 9, 0.5).item() == 0
+
+
+def test_depth_constant_minimises_abs_rel():
+    rng = np.random.default_rng(1)
+    labels = [np.where(rng.random((6, 9)) < 0.5, rng.uniform(2, 70, (6, 9)), 0).astype(np.float32) for _ in range(4)]
+    constant = Depth().constant(labels)
+
+    def score(value):
+        metrics = DepthMetrics(80.0)
+        for label in labels:
+            metrics.update(torch.full((1, 6, 9), value), torch.from_numpy(label)[None])
+        return metrics.compute()["abs_rel"]
+
+    assert score(constant) <= min(score(float(value)) for value in np.arange(2, 70, 0.25)) + 1e-6
+
+
+def test_a_zoom_brings_depth_nearer():
+    label = np.full(SIZE[::-1], 10, np.float32)
+    zoomed = Geometry(SIZE, (32, 16, 64, 32), SIZE)
+    assert torch.allclose(Depth().transform(label, zoomed), torch.full(SIZE[::-1], 5.0))
+
+
+def brute_match(locations, strides, boxes, classes):
+    rows = []
+    for (x, y), stride in zip(locations.tolist(), strides.tolist(), strict=True):
+        best, row = math.inf, -1
+        for number, ((x1, y1, x2, y2), label) in enumerate(zip(boxes.tolist(), classes.tolist(), strict=True)):
+            reach = (x - x1, y - y1, x2 - x, y2 - y)
+            near = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < 1.5 * stride
+            low = 0 if stride == strides.min() else 4 * stride
+            high = math.inf if stride == strides.max() else 8 * stride
+            area = (x2 - x1) * (y2 - y1)
+            if label >= 0 and min(reach) > 0 and near and low <= max(reach) < high and area < best:
+                best, row = area, number
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("size", [(75, 131), (64, 128)])
+def test_matching_is_the_brute_force_one(size):
+    rng = np.random.default_rng(2)
+    corner = rng.uniform(0, 90, (12, 2))
+    boxes = torch.from_numpy(np.concatenate([corner, corner + rng.uniform(5, 60, (12, 2))], axis=1)).float()
+    classes = torch.from_numpy(rng.integers(-2, 3, 12))
+    classes[classes == -1] = 0
+    strides = (8, 16, 32)
+    locations, spread = locate_cells(size, strides), spread_strides(size, strides)
+    rows, ignored = match_locations(locations, spread, boxes, classes)
+    assert rows.tolist() == brute_match(locations, spread, boxes, classes)
+    assert (rows >= 0).any() and ignored.any() and not (ignored & (rows >= 0)).any()
+
+
+def make_output(target, task, confidence=12.0):
+    """A detector that says exactly what the target holds."""
+    strides, size = task.strides, SIZE[::-1]
+    locations, spread = locate_cells(size, strides), spread_strides(size, strides)
+    real = target["classes"] != -1
+    boxes, classes = target["boxes"][real], target["classes"][real]
+    rows, _ = match_locations(locations, spread, boxes, classes)
+    logits = torch.full((1, len(locations), len(task.names)), -confidence)
+    distances = torch.ones(1, len(locations), 4)
+    for place in (rows >= 0).nonzero()[:, 0].tolist():
+        logits[0, place, classes[rows[place]]] = confidence
+        box = boxes[rows[place]]
+        distances[0, place] = torch.cat([locations[place] - box[:2], box[2:] - locations[place]])
+    return DetectionOutput(logits, distances, torch.full((1, len(locations)), confidence), strides, size)
+
+
+def test_perfect_detections_score_one_and_ignored_boxes_cost_nothing():
+    task = Detection()
+    target = task.transform(make_boxes(), SAME)
+    assert (target["classes"] == IGNORED).sum() == 2  # the small one and the unknown one
+    output = make_output(target, task)
+    batch = default_collate([target])
+    assert task.count(batch) > 0
+    metrics = task.metrics()
+    metrics.update(task.answer(output, SIZE), batch)
+    assert metrics.compute()["ap"] == pytest.approx(1.0)
+    # a detection on the ignored boxes is no false positive
+    ufo = torch.tensor([[90.0, 5, 120, 30]])
+    answer = {"boxes": ufo, "scores": torch.tensor([0.99]), "labels": torch.tensor([2])}
+    metrics.update([answer], batch | {"classes": torch.where(batch["classes"] >= 0, IGNORED, batch["classes"])})
+    assert metrics.compute()["ap"] == pytest.approx(1.0)
+
+
+def test_detection_mirrors():
+    task = Detection()
+    target, mirrored = (default_collate([task.transform(make_boxes(), geometry)]) for geometry in (SAME, MIRROR))
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 10, SIZE[1] // stride or 1, SIZE[0] // stride) for stride in task.strides[:4]]
+    task = Detection(Detection.Options(head={"reads": ("neck.8", "neck.16", "neck.32", "neck.64")}))
+
+    def make(levels, flipped):
+        cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        boxes = cells[..., 5:9].exp() * 8
+        boxes = boxes[..., [2, 1, 0, 3]] if flipped else boxes
+        return DetectionOutput(cells[..., :5], boxes, cells[..., 9], task.strides, SIZE[::-1])
+
+    straight = task.loss(make(maps, False), target)
+    turned = task.loss(make([level.flip(3) for level in maps], True), mirrored)
+    assert straight.item() == pytest.approx(turned.item(), rel=1e-5)
+    assert task.count(target) == task.count(mirrored) > 0
+
+
+def test_an_empty_frame_is_a_labelled_frame():
+    task = Detection()
+    target = default_collate([task.transform([], SAME)])
+    assert task.count(target) == 0
+    output = make_output(task.transform([], SAME), task)
+    assert task.loss(output, target).item() >= 0
+    assert task.metrics().compute()["ap"] is None
+
+
+def test_steering_turns_its_sign_and_scores_in_degrees():
+    task = Steering()
+    assert task.transform(12.0, MIRROR).item() == -12
+    task.fit([0.0, 2.0, 40.0])
+    assert task.fitted["constant"] == 2.0
+    output = torch.tensor([[1.0], [0.0]])
+    answer = task.answer(output, SIZE)
+    assert answer.tolist() == pytest.approx([task.fitted["scale_deg"], 0.0])
+    metrics = task.metrics()
+    metrics.update(torch.tensor([10.0, -10.0]), torch.tensor([12.0, -40.0]))
+    scores = metrics.compute()
+    assert scores["mae"] == 16 and scores["mae/5-20deg"] == 2 and scores["mae/20-60deg"] == 30
+    assert task.skill(5.0, 10.0) == 0.5
