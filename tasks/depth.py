@@ -162,8 +162,7 @@ class Depth(Task):
     def draw(self, image: np.ndarray, answer: Float[Tensor, "H W"]) -> np.ndarray:
         metres = answer.cpu().numpy()
         picture = blend(image, self._color(metres), 0.85)
-        middle = metres[metres.shape[0] // 2 :, metres.shape[1] // 3 : -metres.shape[1] // 3]
-        return write_text(picture, f"{np.median(middle):.1f} m ahead below the middle")
+        return write_text(picture, f"{metres.min():.1f} to {metres.max():.1f} m")
 
     def draw_label(self, image: np.ndarray, target: Float[Tensor, "H W"]) -> np.ndarray:
         """The points, made as large as the eye needs, near ones on top."""

@@ -261,7 +261,7 @@ class Detection(Task):
     def _draw_box(self, picture: np.ndarray, box: list[float], color: tuple[int, int, int], words: str) -> None:
         x1, y1, x2, y2 = (round(value) for value in box)
         cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), color, max(1, picture.shape[0] // 320), cv2.LINE_AA)
-        if words:
+        if words and y2 - y1 > picture.shape[0] / 8:  # on small boxes the words would hide the thing itself
             write_text(picture, words, (x1, y1), color)
 
     def draw(self, image: UInt8[np.ndarray, "H W 3"], answer: dict[str, Tensor]) -> UInt8[np.ndarray, "H W 3"]:
