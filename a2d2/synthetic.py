@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -226,11 +226,17 @@ def describe_bus(world: World, number: int, frame: Frame, moment_us: int, rng: n
     return {"frame_name": frame.path("camera_info").name, "timestamp": moment_us, "flexray": flexray}
 
 
+@lru_cache(maxsize=1)
+def _load_rig(path: Path) -> Calibration:
+    """Kept for all scenes of a worker: the rays of a camera are cached by the camera's identity, and cost a second."""
+    return load_calibration(path)
+
+
 def write_scene(index: int, out: Path, frames: int, seed: int) -> int:
     """Write all files of a scene, its bus file last; return the number of frames."""
     cv2.setNumThreads(1)
     root = out / "camera_lidar_semantic_bboxes"
-    calibration = load_calibration(root / "cams_lidars.json")
+    calibration = _load_rig(root / "cams_lidars.json")
     finished = bus_path(out / "camera_lidar_semantic_bus", name_scene(index))
     if finished.is_file():
         return frames

@@ -28,11 +28,13 @@ def assign_labels(has_label: Mapping[str, Sequence[bool]], regime: str, seed: in
         kept = [names if len(found) == len(names) else [] for found in labels]
     elif regime == "one_task":
         kept, totals = [[] for _ in labels], dict.fromkeys(names, 0)
+        available = {name: sum(map(bool, has_label[name])) for name in names}
         order = list(range(count))
         random.Random(f"one task a frame {seed}").shuffle(order)
         for index in order:
             if labels[index]:
-                chosen = min(labels[index], key=lambda name: totals[name])
+                # of equal names the rarer one, which may not meet another frame
+                chosen = min(labels[index], key=lambda name: (totals[name], available[name]))
                 totals[chosen] += 1
                 kept[index] = [chosen]
     else:
