@@ -14,6 +14,7 @@ from pathlib import Path
 VIEWS = ("front_center", "front_left", "front_right", "side_left", "side_right", "rear_center")
 
 SCENE_PATTERN = re.compile(r"^\d{8}_\d{6}$")
+_ID_PATTERN = re.compile(r"^[0-9]{1,9}$")
 _FILE_PATTERN = re.compile(r"^(\d{14})_([A-Za-z0-9]+)_([a-z]+)_(\d{9})\.([a-z]+)$")
 
 # kind -> (folder and token in the file name, extension)
@@ -65,7 +66,8 @@ class Frame:
 def parse_frame(text: str, root: Path = Path()) -> Frame:
     """Read "scene/view/id", as frames are printed; the id may lack its leading zeros."""
     parts = text.strip().split("/")
-    if len(parts) != 3 or not SCENE_PATTERN.match(parts[0]) or parts[1] not in VIEWS or not parts[2].isdigit():
+    known = len(parts) == 3 and SCENE_PATTERN.match(parts[0]) and parts[1] in VIEWS and _ID_PATTERN.match(parts[2])
+    if not known:
         raise ValueError(
             f"{text!r} names no frame: expected scene/view/id such as 20180807_145028/front_center/000001617, "
             f"with a view among {', '.join(VIEWS)}"

@@ -146,6 +146,9 @@ def _is_alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
+    with contextlib.suppress(OSError):  # where there is no /proc, the first answer stands
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"  # killed, but nobody fetched its exit code: in a container that may last
     return True
 
 

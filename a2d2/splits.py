@@ -48,14 +48,17 @@ def _split_thesis(frames: list[Frame]) -> dict[str, list[Frame]]:
 def _split_by_scene(frames: list[Frame], fractions: tuple[float, ...], seed: int) -> dict[str, list[Frame]]:
     scenes = sorted({frame.scene for frame in frames})
     random.Random(seed).shuffle(scenes)
-    val, test = (_count_scenes(len(scenes), fraction) for fraction in fractions[1:])
+    val, test = _count_scenes(len(scenes), fractions)
     of_scene = dict.fromkeys(scenes[:val], "val") | dict.fromkeys(scenes[val : val + test], "test")
     return _split_each(frames, lambda frame: of_scene.get(frame.scene, "train"))
 
 
-def _count_scenes(scenes: int, fraction: float) -> int:
-    """A part that is asked for gets a scene as long as there are enough for all three."""
-    return 0 if fraction == 0 else max(round(scenes * fraction), 1 if scenes >= len(PARTS) else 0)
+def _count_scenes(scenes: int, fractions: tuple[float, ...]) -> tuple[int, int]:
+    """Scenes that validate and that test: of three or more, each part that is asked for gets at least one."""
+    least = [int(fraction > 0 and scenes >= len(PARTS)) for fraction in fractions]
+    val, test = (max(round(scenes * fraction), few) for fraction, few in zip(fractions[1:], least[1:], strict=True))
+    val = min(val, scenes - least[0] - least[2])
+    return val, min(test, scenes - least[0] - val)
 
 
 SPLITS = ("paper", "paper_boxes", "thesis", "by_scene", "all")

@@ -105,6 +105,8 @@ def map_units(work: Callable, units: Iterable, workers: int) -> Iterator[tuple[o
                     worker = _start_worker(work)
                     team.append(worker)
                     busy.append(worker)
+                except Exception as error:  # some exceptions that `work` raises cannot be rebuilt from their pickle
+                    result = error
                 if not hand_over(worker):
                     busy.remove(worker)
                 yield unit, result

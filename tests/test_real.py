@@ -10,7 +10,7 @@ import pytest
 
 from a2d2.boxes import convert_boxes, read_label3d
 from a2d2.calibration import load_calibration, map_edges
-from a2d2.classes import COLOUR_NAMES
+from a2d2.classes import COLOUR_NAMES, IGNORE, colour_table
 from a2d2.derive import look_up_classes, reduce_picture
 from a2d2.frames import find_calibration, list_frames
 from a2d2.images import read_rgb_png
@@ -39,6 +39,7 @@ def test_every_label_pixel_is_found_by_exact_colour(root, camera):
     assert frames
     for frame in frames:
         label = read_rgb_png(frame.path("label"), camera.recorded_size)
+        assert (colour_table()[label.astype(int) @ (1 << 16, 1 << 8, 1)] != IGNORE).all(), frame
         for size in (DERIVED, (512, 320)):
             _, unknown = look_up_classes(label, camera.resize(size))
             assert unknown == 0, frame

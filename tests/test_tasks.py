@@ -56,7 +56,7 @@ def test_segmentation_mirrors_and_scores():
     metrics = task.metrics()
     metrics.update(target.clone(), target)
     assert metrics.compute()["miou"] == 1.0
-    # two classes, one found by half: IoU 1/2 and 1/2 by hand
+    # of four pixels one is taken for the other class: IoU 2/3 and 1/2
     metrics = task.metrics()
     metrics.update(torch.tensor([[[1, 1, 1, 2]]], dtype=torch.uint8), torch.tensor([[[1, 1, 2, 2]]], dtype=torch.uint8))
     assert metrics.compute()["miou"] == pytest.approx((2 / 3 + 1 / 2) / 2)
@@ -200,3 +200,109 @@ def test_steering_turns_its_sign_and_scores_in_degrees():
     scores = metrics.compute()
     assert scores["mae"] == 16 and scores["mae/5-20deg"] == 2 and scores["mae/20-60deg"] == 30
     assert task.skill(5.0, 10.0) == 0.5
+
+
+def test_depth_mirrors_at_its_own_size():
+    task = Depth()
+    rng = np.random.default_rng(3)
+    label = np.where(rng.random(SIZE[::-1]) < 0.1, rng.uniform(2, 90, SIZE[::-1]), 0).astype(np.float32)
+    target, mirrored = (task.transform(label, geometry)[None] for geometry in (SAME, MIRROR))
+    torch.manual_seed(0)
+    output = torch.randn(1, *SIZE[::-1])
+    assert task.loss(output, target).item() == pytest.approx(task.loss(output.flip(2), mirrored).item(), rel=1e-5)
+    assert task.loss(output, target).item() != pytest.approx(task.loss(output, mirrored).item(), rel=1e-3)
+
+
+def test_depth_trains_and_scores_within_its_cap_alone():
+    task = Depth()
+    near, far = torch.tensor([[[10.0, 0.0, 80.0]]]), torch.tensor([[[0.0, 80.5, 200.0]]])
+    assert task.count(torch.cat([near, far, near])) == 2
+    assert task.loss(torch.randn(1, 1, 3), far).item() == 0
+    metrics = task.metrics()
+    metrics.update(torch.ones(1, 1, 3), far)
+    assert metrics.compute() == {"abs_rel": None}
+
+
+def test_depth_metrics_by_hand():
+    metrics = DepthMetrics(80.0)
+    # one image of two points and one of one: images weigh the same, not points
+    answer = torch.tensor([[[12.0, 30.0, 5.0]], [[500.0, 5.0, 5.0]]])
+    metrics.update(answer, torch.tensor([[[10.0, 40.0, 0.0]], [[50.0, 0.0, 0.0]]]))
+    scores = metrics.compute()
+    assert scores["abs_rel"] == pytest.approx(((0.2 + 0.25) / 2 + 0.6) / 2)  # 500 m is clamped to 80
+    assert scores["sq_rel"] == pytest.approx(((0.4 + 2.5) / 2 + 18) / 2)
+    assert scores["rmse"] == pytest.approx((math.sqrt((4 + 100) / 2) + 30) / 2)
+    assert scores["mae"] == pytest.approx((6 + 30) / 2)
+    assert scores["delta1"] == pytest.approx((0.5 + 0) / 2)  # 12/10 is below 1.25, 40/30 and 80/50 are not
+    assert scores["delta2"] == pytest.approx((1 + 0) / 2)
+    assert scores["delta3"] == 1
+    assert scores["abs_rel/0-20m"] == pytest.approx(0.2)
+    assert scores["abs_rel/20-40m"] == pytest.approx(0.25)
+    assert scores["abs_rel/40-80m"] == pytest.approx(0.6)
+    logs = [math.log(1.2), math.log(0.75)]
+    spread = math.sqrt(sum(value**2 for value in logs) / 2 - (sum(logs) / 2) ** 2)
+    assert scores["silog"] == pytest.approx(100 * spread / 2)  # a single point has no spread
+
+
+def test_locations_in_an_ignored_box_are_neither_positive_nor_background():
+    task = Detection()
+    target = task.transform(make_boxes(), SAME)
+    locations = locate_cells(SIZE[::-1], task.strides)
+    x1, y1, x2, y2 = 90, 5, 120, 30  # the box of unknown class
+    inside = (locations > torch.tensor([x1, y1])).all(dim=1) & (locations < torch.tensor([x2, y2])).all(dim=1)
+    rows, ignored = task._match(default_collate([target]), SIZE[::-1], task.strides)[0]
+    assert (ignored | (rows >= 0))[inside].all() and ignored[inside].any()
+
+    def loss_with(places):
+        output = make_output(target, task)
+        output.classes[0, places] = 3.0
+        return task.loss(output, default_collate([target])).item()
+
+    silent = loss_with(torch.zeros_like(ignored))
+    assert loss_with(ignored) == pytest.approx(silent)
+    background = ~ignored & (rows < 0)
+    assert loss_with(background) > silent + 1
+
+
+def test_a_frame_known_to_be_empty_teaches_that_there_is_nothing():
+    task = Detection()
+    batch = default_collate([task.transform([], SAME)])
+    quiet = make_output(task.transform([], SAME), task)
+    loud = quiet._replace(classes=quiet.classes + 15)
+    assert task.loss(quiet, batch).item() < 1e-3 < 1 < task.loss(loud, batch).item()
+    # and it is scored: what is found there is wrong
+    metrics = task.metrics()
+    seen = task.transform(make_boxes()[:1], SAME)
+    right = {"boxes": seen["boxes"][:1], "scores": torch.tensor([0.5]), "labels": seen["classes"][:1]}
+    metrics.update([right], default_collate([seen]))
+    assert metrics.compute()["ap"] == pytest.approx(1.0)
+    metrics.update([right | {"scores": torch.tensor([0.9])}], batch)
+    assert metrics.compute()["ap"] < 0.6
+
+
+def test_of_too_many_boxes_the_largest_stay():
+    task = Detection(Detection.Options(max_boxes=3))
+    sides = [20, 50, 10, 40, 30]
+    label = [{"box": [0, 0, side, side], "class": "Car", "visible": 1.0} for side in sides]
+    assert task.transform(label, SAME)["boxes"][:, 2].tolist() == [50, 40, 30]
+
+
+def test_boxes_that_a_crop_cuts_away_are_ignored_or_gone():
+    task = Detection(Detection.Options(min_visible=0.4))
+    right_half = Geometry(SIZE, (64, 0, 64, 64), (64, 64))
+    label = [
+        {"box": [0, 0, 60, 60], "class": "Car", "visible": 1.0},  # outside
+        {"box": [44, 0, 74, 60], "class": "Car", "visible": 1.0},  # a third is left
+        {"box": [54, 0, 104, 60], "class": "Car", "visible": 0.45},  # 4/5 of what was visible
+        {"box": [80, 0, 110, 60], "class": "Car", "visible": 1.0},
+    ]
+    target = task.transform(label, right_half)
+    assert target["boxes"][:4].tolist() == [[0, 0, 40, 60], [16, 0, 46, 60], [0, 0, 10, 60], [0, 0, 0, 0]]
+    assert target["classes"][:4].tolist() == [IGNORED, 0, IGNORED, -1]
+
+
+def test_skill_is_zero_at_the_constant_and_one_when_perfect():
+    for name in ("depth", "steering"):
+        assert TASKS[name]().skill(4.0, 4.0) == 0 and TASKS[name]().skill(0.0, 4.0) == 1
+    for name in ("segmentation", "detection"):
+        assert TASKS[name]().skill(0.3, 0.1) == 0.3

@@ -1,0 +1,150 @@
+"""A run that is stopped anywhere and resumed is the run that was never stopped: weights, scores and log."""
+
+import json
+import signal
+
+import pytest
+import torch
+import yaml
+from derived_root import write_root
+
+import train
+from tasks.depth import Depth
+from training.checkpoint import load_weights
+
+CONFIG = {
+    "data": {"split": "by_scene", "workers": 0, "augment": {"scale": [1.0, 1.3], "color": 0.2}},
+    "model": {
+        "encoder": {"name": "resnet18", "pretrained": False, "norm": "group"},
+        "neck": {"width": 32, "repeats": 1},
+    },
+    "tasks": {
+        "segmentation": {"head": {"width": 32}},
+        "depth": {"head": {"width": 16, "depth": 1}},
+        "detection": {"head": {"width": 32, "depth": 1}},
+        "steering": {},
+    },
+    "train": {
+        "steps": 4,
+        "micro_batch": 1,
+        "schedule": {"warmup_steps": 2},
+        "ema": {"decay": 0.9, "ramp": 2},
+        "evaluate_every": 2,
+        "save_every": 3,
+        "log_every": 1,
+    },
+    "balancing": {"normalise": "init"},
+    "log": {"tensorboard": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def keep_signals():
+    """train.py takes the signals for itself; the tests give them back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    write_root(folder / "root")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(folder / "root")]}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, folder) == 0
+    return folder
+
+
+def run_train(patch, config, folder, *options):
+    patch.setattr("sys.argv", ["train.py", "--config", str(config), "--run", str(folder), *options])
+    return train.main()
+
+
+def stop_at_check(patch, number):
+    """Let a real signal arrive just before the flag is looked at for the n-th time."""
+    looked = train.StopFlag.check
+    calls = []
+
+    def check(self):
+        calls.append(1)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        looked(self)
+
+    patch.setattr(train.StopFlag, "check", check)
+
+
+def read_log(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def are_same_weights(first, second):
+    ours, theirs = (load_weights(folder / "best.safetensors") for folder in (first, second))
+    assert ours[0].keys() == theirs[0].keys()
+    assert ours[1] == theirs[1]
+    return all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
+
+
+# before step 2, in the evaluation after it, before step 3, in the last evaluation
+@pytest.mark.parametrize("number", [2, 3, 4, 6])
+def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(config, whole, tmp_path, number):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at_check(patch, number)
+        assert run_train(patch, config, tmp_path / "run", "--resume") == 75
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "run", "--resume") == 0
+    assert are_same_weights(tmp_path / "run", whole)
+    assert read_log(tmp_path / "run") == read_log(whole)
+    ours, theirs = (json.loads((folder / "best.json").read_text()) for folder in (tmp_path / "run", whole))
+    assert ours == theirs
+
+
+def test_a_run_that_ended_without_a_signal_goes_on_from_its_checkpoint(config, tmp_path):
+    """A crash in step 4, after the checkpoint of step 3 and with a line logged since."""
+
+    def crash(*arguments):
+        raise OSError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", crash)
+        assert run_train(patch, config, tmp_path / "run", "train.evaluate_every=4") == 1
+    assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4]
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "run", "--resume", "train.evaluate_every=4") == 0
+        assert run_train(patch, config, tmp_path / "other", "train.evaluate_every=4") == 0
+    assert are_same_weights(tmp_path / "run", tmp_path / "other")
+    assert read_log(tmp_path / "run") == read_log(tmp_path / "other")
+
+
+def test_another_seed_is_another_run(config, whole, tmp_path):
+    """Without this the tests above could pass on weights that nothing changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "run", "seed=1") == 0
+    ours, theirs = (load_weights(folder / "best.safetensors")[0] for folder in (tmp_path / "run", whole))
+    assert not all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_step_and_frames(config, tmp_path, capsys):
+    loss, calls = Depth.loss, []
+
+    def spoil(self, output, target):
+        calls.append(1)
+        return loss(self, output, target) * (float("nan") if len(calls) == 2 else 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Depth, "loss", spoil)
+        assert run_train(patch, config, tmp_path / "run", "data.labels=symmetric") == 1
+    message = capsys.readouterr().err
+    assert "step 2: the loss of depth is not finite" in message and "/front_center/" in message
