@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +27,9 @@ class SegmentationHeadOptions(HeadOptions):
 
 class SegmentationOptions(TaskOptions):
     classes: Literal["paper", "all"] = Field("paper", description="paper: the authors' 19 classes; all: A2D2's 38")
+    class_balance: float = Field(
+        0.0, ge=0, le=1, description="weight classes by (share of the training pixels) ** -class_balance; 0: all alike"
+    )
     head: SegmentationHeadOptions = SegmentationHeadOptions()
 
 
@@ -82,10 +85,22 @@ class Segmentation(Task):
     def transform(self, label: UInt8[np.ndarray, "h w"], geometry: Geometry) -> UInt8[Tensor, "H W"]:
         return torch.from_numpy(geometry.sample_nearest(label))
 
+    def fit(self, labels: Iterable[Any]) -> None:
+        """The majority class, and the weights of the classes in the loss; their mean over pixels is one."""
+        totals = self._count_pixels(labels)
+        weights = np.maximum(totals, 1.0) ** -self.options.class_balance
+        weights *= totals.sum() / max((weights * totals).sum(), 1e-9)
+        self.fitted = {"constant": int(totals.argmax()), "class_weights": weights.tolist()}
+
     def constant(self, labels: Iterable[Any]) -> int:
         """The majority class."""
-        totals = sum((np.bincount(label.ravel(), minlength=256) for label in labels), np.zeros(256, dtype=np.int64))
-        return int(totals[: len(self.grouping.names)].argmax())
+        return int(self._count_pixels(labels).argmax())
+
+    def _count_pixels(self, labels: Iterable[Any]) -> Float64[np.ndarray, " C"]:
+        totals = np.zeros(256)
+        for label in labels:
+            totals += np.bincount(label.ravel(), minlength=256)
+        return totals[: len(self.grouping.names)]
 
     def answer_constant(self, target: UInt8[Tensor, "B H W"]) -> UInt8[Tensor, "B H W"]:
         return torch.full_like(target, self.fitted["constant"])
@@ -99,7 +114,10 @@ class Segmentation(Task):
 
     def loss(self, output: Float[Tensor, "B C H W"], target: UInt8[Tensor, "B H W"]) -> Float[Tensor, ""]:
         """Cross-entropy at full size: at a quarter of it thin classes are out of reach."""
-        return F.cross_entropy(output.float(), target.long(), ignore_index=IGNORE, reduction="sum")
+        weights = self.fitted.get("class_weights")
+        if weights is not None:
+            weights = torch.tensor(weights, dtype=torch.float32, device=output.device)
+        return F.cross_entropy(output.float(), target.long(), weights, ignore_index=IGNORE, reduction="sum")
 
     def answer(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
         if tuple(output.shape[2:]) != (size[1], size[0]):

@@ -306,3 +306,15 @@ def test_skill_is_zero_at_the_constant_and_one_when_perfect():
         assert TASKS[name]().skill(4.0, 4.0) == 0 and TASKS[name]().skill(0.0, 4.0) == 1
     for name in ("segmentation", "detection"):
         assert TASKS[name]().skill(0.3, 0.1) == 0.3
+
+
+def test_class_weights_favour_rare_classes_and_keep_the_mean():
+    label = np.array([[1] * 90 + [2] * 9 + [3]], np.uint8)
+    task = Segmentation(Segmentation.Options(class_balance=0.5))
+    task.fit([label])
+    weights = np.array(task.fitted["class_weights"])
+    assert weights[3] / weights[1] == pytest.approx(90**0.5) and weights[2] / weights[1] == pytest.approx(10**0.5)
+    assert (weights[1] * 90 + weights[2] * 9 + weights[3]) / 100 == pytest.approx(1)
+    alike = Segmentation()
+    alike.fit([label])
+    assert alike.fitted["class_weights"] == pytest.approx([1.0] * 19)
