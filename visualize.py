@@ -4,6 +4,7 @@ python visualize.py runs/demo [runs/other ...] [--split val] [--frames scene/vie
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from a2d2.frames import Frame, parse_frame
 from a2d2.images import encode_png, write_bytes
 from build import Data, Trained, WrongUseError, load_data, load_trained, pick_device
 from tasks.drawing import write_text
+
+LEAST_WIDTH = 480  # pixels of a field
 
 
 def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -> list[Frame]:
@@ -40,13 +43,16 @@ def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -
 def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.device) -> UInt8[np.ndarray, "H W 3"]:
     """Rows: the tasks of all runs. Columns: image, label, each run's answer; a black field where there is none."""
     tasks = {name: task for trained in runs for name, task in trained.tasks.items()}
-    sample = FrameDataset([frame], data.roots, tasks)[0]
+    # small images are enlarged, so that lines and words on them stay fine
+    enlarge = math.ceil(LEAST_WIDTH / data.size[0])
+    size = (enlarge * data.size[0], enlarge * data.size[1])
+    sample = FrameDataset([frame], data.roots, tasks, size=size)[0]
     image = sample["image"].permute(1, 2, 0).numpy()
     answers = []
     for trained in runs:
         given = FrameDataset([frame], data.roots, {}, size=trained.size)[0]["image"][None].to(device)
         outputs = trained.net(given, dict.fromkeys(trained.tasks))
-        answers.append({name: trained.tasks[name].answer(output, data.size) for name, output in outputs.items()})
+        answers.append({name: trained.tasks[name].answer(output, size) for name, output in outputs.items()})
 
     nothing = np.zeros_like(image)
     rows = []

@@ -214,6 +214,17 @@ def describe_bus(world: World, number: int, frame: Frame, moment_us: int, rng: n
         "angular_velocity_omega_z": (
             world.yaw_rates[number] + rng.normal(0, 0.1, _BUS_SAMPLES), "Unit_DegreOfArcPerSecon",
         ),
+        "acceleration_x": (rng.normal(0, 0.2, _BUS_SAMPLES), "Unit_MeterPerSeconSquar"),
+        "acceleration_y": (rng.normal(speed / 3.6 * np.deg2rad(world.yaw_rates[number]), 0.1, _BUS_SAMPLES),
+                           "Unit_MeterPerSeconSquar"),
+        "acceleration_z": (rng.normal(9.81, 0.2, _BUS_SAMPLES), "Unit_MeterPerSeconSquar"),
+        "angular_velocity_omega_x": (rng.normal(0, 0.3, _BUS_SAMPLES), "Unit_DegreOfArcPerSecon"),
+        "angular_velocity_omega_y": (rng.normal(0, 0.3, _BUS_SAMPLES), "Unit_DegreOfArcPerSecon"),
+        "pitch_angle": (rng.normal(0, 0.3, _BUS_SAMPLES), "Unit_DegreOfArc"),
+        "roll_angle": (rng.normal(0, 0.3, _BUS_SAMPLES), "Unit_DegreOfArc"),
+        "accelerator_pedal": (np.full(_BUS_SAMPLES, 12.0), "Unit_PerCent"),
+        "accelerator_pedal_gradient_sign": (np.zeros(_BUS_SAMPLES, dtype=int), None),
+        "brake_pressure": (np.zeros(_BUS_SAMPLES), "Unit_Bar"),
         "driving_direction": (np.full(_BUS_SAMPLES, 1), None),
         "gear": (np.full(_BUS_SAMPLES, 11), None),
     }  # fmt: skip

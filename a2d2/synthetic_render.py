@@ -177,6 +177,14 @@ def _sample_noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _noise()[(y * 8).astype(np.int64) & 511, (x * 8).astype(np.int64) & 511]
 
 
+def _sample_smooth_noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The same between its values too, for what is seen larger than a value of the tile."""
+    places = np.stack([x, y]).astype(np.float32) * 8 % 512
+    parts = np.array_split(places, places.shape[1] // 30000 + 1, axis=1)  # OpenCV takes no longer rows
+    sampled = [cv2.remap(_noise(), part[:1], part[1:], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP) for part in parts]
+    return np.concatenate(sampled, axis=1)[0]
+
+
 def _paint_solid(solid: Solid, local: Float[np.ndarray, "n 3"], face: Int[np.ndarray, " n"]) -> np.ndarray:
     """Colour of places on a solid, `local` from its centre; faces as in `list_planes`."""
     length, width, height = solid.size
@@ -279,9 +287,8 @@ def _find_ground(moment: Moment, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
         colour[crossing] = street.colours["road"]
         colour[stripe] = street.colours["zebra"]
     fade = np.clip(20 / np.maximum(np.hypot(x, y), 1), 0.1, 1)
-    colour *= (1 + rough * fade * _sample_noise(world_x * 4, world_y * 4) + 0.04 * _sample_noise(s * 0.3, d * 0.3))[
-        :, None
-    ]
+    fine, coarse = _sample_noise(world_x * 4, world_y * 4), _sample_noise(s * 0.3, d * 0.3)
+    colour *= (1 + rough * fade * fine + 0.04 * coarse)[:, None]
     return colour, number
 
 
@@ -294,9 +301,8 @@ def _paint_sky(moment: Moment, rays: np.ndarray) -> np.ndarray:
     heading = moment.place[2]
     x = np.cos(heading) * rays[:, 0] - np.sin(heading) * rays[:, 1]
     y = np.sin(heading) * rays[:, 0] + np.cos(heading) * rays[:, 1]
-    cloud = np.clip(
-        _sample_noise(np.abs(x / height) * 1.5 + moment.seed % 7, np.abs(y / height) * 1.5) * 0.5 - 0.1, 0, 1
-    )
+    noise = _sample_smooth_noise(x / height + moment.seed % 61, y / height)
+    cloud = np.clip(noise * 0.5 - 0.1, 0, 1)
     cloud *= light.clouds * np.clip(elevation * 6, 0, 1)
     return colour * (1 - cloud[:, None]) + 245 * cloud[:, None]
 

@@ -5,6 +5,7 @@ A2D2 does not label far objects, so boxes below a size or visible share, and of 
 positive nor background in the loss, crowd in the metric; answers below the size are left out of the metric too.
 """
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -141,6 +142,7 @@ class Detection(Task):
     kind: ClassVar[str] = "boxes"
     headline: ClassVar[str] = "ap"
     better: ClassVar[str] = "higher"
+    labels_to_fit: ClassVar[int | None] = None  # small files, and a frame with too many boxes must not go unnoticed
     Options = DetectionOptions
 
     def __init__(self, options: DetectionOptions | None = None, fitted: dict[str, Any] | None = None):
@@ -182,6 +184,18 @@ class Detection(Task):
         target["classes"][: len(order)] = torch.from_numpy(np.where(counts, known, IGNORED)[order])
         target["known"][: len(order)] = torch.from_numpy(known[order])
         return target
+
+    def fit(self, labels: Iterable[Any]) -> None:
+        """Nothing is learned from the labels, but frames that do not fit into a target are reported."""
+        counts = [len(label) for label in labels]
+        fuller = sum(count > self.options.max_boxes for count in counts)
+        if fuller:
+            warnings.warn(
+                f"{fuller} training frames hold more than {self.options.max_boxes} boxes, up to {max(counts)}: their "
+                f"smallest are left out; raise tasks.detection.max_boxes to keep them",
+                stacklevel=2,
+            )
+        self.fitted = {"constant": self.constant(counts)}
 
     def constant(self, labels: Iterable[Any]) -> str:
         return "no box"

@@ -112,7 +112,7 @@ def test_weights_alone_can_be_scored_and_drawn(trained, tmp_path):
     drawn = run("visualize.py", alone, "--split", "train", "--count", "1", "--output", tmp_path / "panels")
     assert drawn.returncode == 0, drawn.stderr
     (path,) = (tmp_path / "panels").glob("*.png")
-    assert read_image(path).shape == (4 * 64, 3 * 128, 3)
+    assert read_image(path).shape == (4 * 4 * 64, 3 * 4 * 128, 3)  # each field enlarged four times
 
 
 def test_every_shipped_config_loads():
