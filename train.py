@@ -158,9 +158,7 @@ def train(config: Config, folder: Path, resume: bool) -> None:
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=config.deterministic == "warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs much, and nothing here reads such memory
-    # on a CPU the plain layout is the faster one for these networks
-    use_channels_last = config.train.channels_last and device.type == "cuda"
-    memory_format = torch.channels_last if use_channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     autocast, scaler = choose_precision(config.train.precision, device)
 
     # ---- frames and tasks

@@ -319,6 +319,7 @@ def write_dataset(
             for index in left:
                 bar.update(work(index))
             return
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism; numpy reads this in each worker
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             for written in pool.imap_unordered(work, left):
                 bar.update(written)

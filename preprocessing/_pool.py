@@ -6,6 +6,7 @@ kernel out of memory) is known by name; a new worker takes its place and every o
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def _serve(pipe: Connection, work: Callable) -> None:
 
 
 def _start_worker(work: Callable) -> _Worker:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism; numpy reads this in each worker
     ours, theirs = _CONTEXT.Pipe()
     process = _CONTEXT.Process(target=_serve, args=(theirs, work), daemon=True)
     process.start()

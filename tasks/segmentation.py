@@ -1,6 +1,7 @@
 """Semantic segmentation: a class for every pixel; headline mIoU over the classes that occur in the labels."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,6 +34,18 @@ class SegmentationOptions(TaskOptions):
     head: SegmentationHeadOptions = SegmentationHeadOptions()
 
 
+@contextlib.contextmanager
+def _any_order() -> Iterator[None]:
+    """Lift PyTorch's determinism: whole numbers add up alike in any order, and counting them in one is far slower."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warn)
+
+
 class SegmentationMetrics(Metrics):
     """`miou`: mean over the classes of the grouping that occur in the labels; `iou/<class>`; `pixel_accuracy`."""
 
@@ -41,7 +54,8 @@ class SegmentationMetrics(Metrics):
         self.jaccard = MulticlassJaccardIndex(len(names), ignore_index=IGNORE, average="none", validate_args=False)
 
     def update(self, answer: UInt8[Tensor, "B H W"], target: UInt8[Tensor, "B H W"]) -> None:
-        self.jaccard.to(answer.device).update(answer, target)
+        with _any_order():
+            self.jaccard.to(answer.device).update(answer, target)
 
     def compute(self) -> dict[str, float | None]:
         confusion = self.jaccard.confmat

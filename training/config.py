@@ -146,7 +146,7 @@ class Train(Closed):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, else fp32"
     )
-    channels_last: bool = Field(True, description="memory layout of images and features on a GPU")
+    channels_last: bool = Field(True, description="memory layout of images and features")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
     evaluate_every: PositiveInt = Field(1000, description="steps between two evaluations")
     save_every: PositiveInt = Field(1000, description="steps between two checkpoints")
