@@ -131,9 +131,16 @@ class Depth(Task):
     def answer_constant(self, target: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
         return torch.full_like(target, self.fitted["constant"])
 
+    @property
+    def language(self) -> str:
+        return "log_depth"
+
+    def head_arguments(self) -> dict[str, Any]:
+        """`initial`: the depth in metres that an untrained head answers, the best constant where it is known."""
+        return {"initial": self.fitted.get("constant") or 10.0}
+
     def head(self, channels: dict[str, int]) -> nn.Module:
-        initial = self.fitted.get("constant") or 10.0
-        return DepthHead(channels, initial=initial, **self.options.head.model_dump())
+        return DepthHead(channels, **self.head_arguments(), **self.options.head.model_dump())
 
     def _valid(self, target: Float[Tensor, "B H W"]) -> Tensor:
         return (target > 0) & (target <= self.options.cap)

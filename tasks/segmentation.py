@@ -119,8 +119,16 @@ class Segmentation(Task):
     def answer_constant(self, target: UInt8[Tensor, "B H W"]) -> UInt8[Tensor, "B H W"]:
         return torch.full_like(target, self.fitted["constant"])
 
+    @property
+    def language(self) -> str:
+        return "map"
+
+    def head_arguments(self) -> dict[str, Any]:
+        """`outputs`: the number of classes."""
+        return {"outputs": len(self.grouping.names)}
+
     def head(self, channels: dict[str, int]) -> nn.Module:
-        return MapHead(channels, outputs=len(self.grouping.names), **self.options.head.model_dump())
+        return MapHead(channels, **self.head_arguments(), **self.options.head.model_dump())
 
     def count(self, target: UInt8[Tensor, "B H W"]) -> int:
         """Valid pixels."""

@@ -97,8 +97,16 @@ class Steering(Task):
     def answer_constant(self, target: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         return torch.full_like(target, self.fitted["constant"])
 
+    @property
+    def language(self) -> str:
+        return "numbers"
+
+    def head_arguments(self) -> dict[str, Any]:
+        """`outputs`: how many numbers."""
+        return {"outputs": 1}
+
     def head(self, channels: dict[str, int]) -> nn.Module:
-        return GridHead(channels, outputs=1, **self.options.head.model_dump())
+        return GridHead(channels, **self.head_arguments(), **self.options.head.model_dump())
 
     def count(self, target: Float[Tensor, " B"]) -> int:
         """Samples."""
