@@ -261,7 +261,8 @@ class GridHead(Head):
     """A few numbers for the whole image, from features averaged over a coarse grid, so that it knows where things are.
 
     grid: rows and columns, at any image size.
-    width: channels kept of each level; hidden: units of the one hidden layer. The untrained head answers 0.
+    width: channels kept of each level; hidden, depth: units and number of the hidden layers. The untrained head
+        answers 0.
     """
 
     def __init__(
@@ -271,13 +272,15 @@ class GridHead(Head):
         grid: tuple[int, int] = (4, 8),
         width: int = 128,
         hidden: int = 256,
+        depth: int = 1,
         outputs: int = 1,
         **shared: bool,
     ):
         super().__init__(channels, reads, **shared)
         self.grid = grid
         self.entries = nn.ModuleList(convolve(channels[name], width, kernel=1) for name in self.reads)
-        self.hidden = nn.Sequential(nn.Linear(width * math.prod(grid) * len(self.reads), hidden), nn.SiLU())
+        inputs = [width * math.prod(grid) * len(self.reads), *(depth - 1) * [hidden]]
+        self.hidden = nn.Sequential(*(layer for units in inputs for layer in (nn.Linear(units, hidden), nn.SiLU())))
         self.last = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)

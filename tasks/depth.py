@@ -17,7 +17,7 @@ from a2d2.images import read_depth_png
 from a2d2.lidar import DEPTH_SCALE
 from models.heads import DepthHead
 from tasks.drawing import blend, write_text
-from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file
+from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file, widen
 
 RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for AbsRel by distance
 
@@ -43,7 +43,7 @@ def silog_losses(
     mean(d^2) - lam * mean(d)^2 of d = log of the ratio, written as var(d) + (1 - lam) * mean(d)^2, which rounding
     cannot make negative.
     """
-    difference = torch.where(valid, log_depth.float() - target.clamp(min=1e-3).log(), 0.0)
+    difference = torch.where(valid, widen(log_depth) - target.clamp(min=1e-3).log(), 0.0)
     count = valid.sum(dim=(1, 2)).clamp(min=1)
     mean = difference.sum(dim=(1, 2)) / count
     centred = torch.where(valid, difference - mean[:, None, None], 0.0)
@@ -140,7 +140,9 @@ class Depth(Task):
         return {"initial": self.fitted.get("constant") or 10.0}
 
     def head(self, channels: dict[str, int]) -> nn.Module:
-        return DepthHead(channels, **self.head_arguments(), **self.options.head.model_dump())
+        # bins that ended at the cap could answer it only by putting all on the last one
+        farthest = 1.25 * self.options.cap
+        return DepthHead(channels, farthest=farthest, **self.head_arguments(), **self.options.head.model_dump())
 
     def _valid(self, target: Float[Tensor, "B H W"]) -> Tensor:
         return (target > 0) & (target <= self.options.cap)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
-from pydantic import Field, PositiveInt
+from jaxtyping import Bool, Float, Float64, UInt8
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -17,7 +17,7 @@ from a2d2.dataset import Geometry
 from a2d2.frames import Frame
 from models.heads import MapHead
 from tasks.drawing import blend
-from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file
+from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file, widen
 
 
 class SegmentationHeadOptions(HeadOptions):
@@ -31,7 +31,33 @@ class SegmentationOptions(TaskOptions):
     class_balance: float = Field(
         0.0, ge=0, le=1, description="weight classes by (share of the training pixels) ** -class_balance; 0: all alike"
     )
+    lovasz: NonNegativeFloat = Field(0.0, description="weight of the Lovasz-Softmax term beside the cross-entropy")
+    dice: NonNegativeFloat = Field(0.0, description="weight of the Dice term beside the cross-entropy")
     head: SegmentationHeadOptions = SegmentationHeadOptions()
+
+
+def measure_lovasz(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
+    """Lovasz-Softmax (arXiv 1705.08790): the Lovasz extension of 1 - IoU, mean over classes that all occur in `truth`.
+
+    A pixel that counts for nothing has the probability 0 and is in no class: its error is 0, and so is its share.
+    """
+    errors, order = torch.where(truth, 1 - probabilities, probabilities).sort(dim=1, descending=True)
+    of_class = truth.gather(1, order)
+    size = truth.sum(dim=1, keepdim=True)
+    # if this pixel and all of larger errors were wrong
+    intersection = size - of_class.cumsum(dim=1)
+    union = size + (~of_class).cumsum(dim=1)
+    # by how much this pixel, being wrong too, lowers the IoU: the quotients' difference in closed form, which rounding
+    # cannot spoil
+    missed = 1 / union.to(errors.dtype)
+    invented = intersection.to(errors.dtype) / (union * (union - 1)).clamp(min=1)
+    return (errors * torch.where(of_class, missed, invented)).sum(dim=1).mean()
+
+
+def measure_dice(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
+    """1 - the Dice coefficient of probabilities and truth (arXiv 1707.03237), mean over classes that all occur."""
+    common = (probabilities * truth).sum(dim=1)
+    return (1 - 2 * common / (probabilities.sum(dim=1) + truth.sum(dim=1))).mean()
 
 
 @contextlib.contextmanager
@@ -135,11 +161,31 @@ class Segmentation(Task):
         return int((target != IGNORE).sum())
 
     def loss(self, output: Float[Tensor, "B C H W"], target: UInt8[Tensor, "B H W"]) -> Float[Tensor, ""]:
-        """Cross-entropy at full size: at a quarter of it thin classes are out of reach."""
+        """Cross-entropy, and the terms of regions if asked for, at full size: at a quarter of it thin classes are out
+        of reach."""
+        logits = widen(output)
         weights = self.fitted.get("class_weights")
         if weights is not None:
-            weights = torch.tensor(weights, dtype=torch.float32, device=output.device)
-        return F.cross_entropy(output.float(), target.long(), weights, ignore_index=IGNORE, reduction="sum")
+            weights = torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+        total = F.cross_entropy(logits, target.long(), weights, ignore_index=IGNORE, reduction="sum")
+        if self.options.lovasz or self.options.dice:
+            total = total + sum(map(self._measure_regions, logits, target))
+        return total
+
+    def _measure_regions(self, logits: Float[Tensor, "C H W"], target: UInt8[Tensor, "H W"]) -> Float[Tensor, ""]:
+        """The weighted terms of one image over the classes in its label, times its valid pixels.
+
+        They do not add up over pixels. Each image's own, times its pixels, gives after the division by all pixels the
+        mean over images by pixels, however the images are divided among micro-batches and ranks.
+        """
+        valid = target != IGNORE
+        classes = target[valid].unique().long()
+        if len(classes) == 0:
+            return logits.sum() * 0.0
+        probabilities = (logits.softmax(dim=0) * valid).flatten(1).index_select(0, classes)
+        truth = target.flatten() == classes[:, None]
+        terms = ((self.options.lovasz, measure_lovasz), (self.options.dice, measure_dice))
+        return valid.sum() * sum(weight * measure(probabilities, truth) for weight, measure in terms if weight)
 
     def answer(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
         if tuple(output.shape[2:]) != (size[1], size[0]):

@@ -4,13 +4,13 @@ A single frame cannot tell which way the driver will take at a junction: expect 
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +18,9 @@ from a2d2.dataset import Geometry
 from a2d2.frames import Frame
 from models.heads import GridHead
 from tasks.drawing import write_text
-from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_json
+from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_json, widen
 
+LOSSES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 TURNS = ((0, 5), (5, 20), (20, 60), (60, np.inf))  # degrees, for MAE by how sharp the turn is
 
 
@@ -27,29 +28,47 @@ class SteeringHeadOptions(HeadOptions):
     reads: tuple[str, ...] = Field(("encoder.32",), description="features the head reads, by name and stride")
     grid: tuple[PositiveInt, PositiveInt] = Field((4, 8), description="rows and columns of the pooled grid")
     width: PositiveInt = Field(64, description="channels kept of each cell")
-    hidden: PositiveInt = Field(256, description="units of the hidden layer")
+    hidden: PositiveInt = Field(256, description="units of each hidden layer")
+    depth: PositiveInt = Field(1, description="hidden layers")
 
 
 class SteeringOptions(TaskOptions):
+    horizon: PositiveInt = Field(1, description="bus samples to predict, from the one at the frame's time on")
+    loss: Literal["smooth_l1", "l1"] = Field("smooth_l1", description="of the angle divided by scale_deg")
+    scale_deg: PositiveFloat | None = Field(None, description="degrees; null: the spread of the training labels")
     head: SteeringHeadOptions = SteeringHeadOptions()
 
 
+def find_frame_sample(content: dict) -> int | None:
+    """Which of a derived file's samples is the frame's own: one that equals `angle_deg`; None if there is none.
+
+    Of several, as on a straight road, the nearest to the frame's time, `timestamp_us`; where a file does not tell it,
+    to the middle of the samples, because they surround the frame (format notes, section 7).
+    """
+    times = np.array(content["timestamps_us"], dtype=np.float64)
+    same = np.flatnonzero(np.array(content["angles_deg"]) == content["angle_deg"])
+    moment = content.get("timestamp_us", np.median(times) if len(times) else 0.0)
+    return int(same[np.abs(times[same] - moment).argmin()]) if len(same) else None
+
+
 class SteeringMetrics(Metrics):
-    """`mae`, `rmse` (degrees), `r2`, and `mae/0-5deg` ... by the size of the true angle."""
+    """`mae`, `rmse` (degrees), `r2`, and `mae/0-5deg` ... by the size of the true angle, of the angle at the frame's
+    time; `mae/horizon` of all samples, where there are several."""
 
     def __init__(self):
         self.answers: list[Tensor] = []
         self.targets: list[Tensor] = []
 
-    def update(self, answer: Float[Tensor, " B"], target: Float[Tensor, " B"]) -> None:
+    def update(self, answer: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> None:
         self.answers.append(answer.double().cpu())
         self.targets.append(target.double().cpu())
 
     def compute(self) -> dict[str, float | None]:
         if not self.targets or sum(map(len, self.targets)) == 0:
             return {"mae": None}
-        answer, target = torch.cat(self.answers), torch.cat(self.targets)
-        error = answer - target
+        target = torch.cat(self.targets)
+        errors = torch.cat(self.answers) - target
+        error, target = errors[:, 0], target[:, 0]
         spread = (target - target.mean()).square().sum()
         scores: dict[str, float | None] = {
             "mae": float(error.abs().mean()),
@@ -60,11 +79,16 @@ class SteeringMetrics(Metrics):
             within = (target.abs() >= low) & (target.abs() < high)
             name = f"mae/{low}-{high}deg" if np.isfinite(high) else f"mae/{low}deg-"
             scores[name] = float(error[within].abs().mean()) if within.any() else None
+        if errors.shape[1] > 1:
+            scores["mae/horizon"] = float(errors.abs().mean())
         return scores
 
 
 class Steering(Task):
-    """Label and target: float32 (), degrees, left positive. Output: (B, 1), in units of the training labels' spread."""
+    """Label and target: float32 (horizon,), degrees, left positive: the angle at the frame's time, then those of the
+    bus's samples after it, the last repeated where fewer follow. Output: (B, horizon), in units of `scale_deg`. Answer:
+    (B, horizon), degrees.
+    """
 
     name: ClassVar[str] = "steering"
     kind: ClassVar[str] = "steering"
@@ -74,27 +98,36 @@ class Steering(Task):
     labels_to_fit: ClassVar[int | None] = None  # they are a few bytes each
     Options = SteeringOptions
 
-    def load(self, frame: Frame) -> float | None:
-        content = load_json(frame.path(self.kind), "angle_deg")
-        return None if content is None else float(content["angle_deg"])
+    def load(self, frame: Frame) -> Float32[np.ndarray, " horizon"] | None:
+        path, horizon = frame.path(self.kind), self.options.horizon
+        content = load_json(path, *(("angle_deg",) if horizon == 1 else ("angle_deg", "angles_deg", "timestamps_us")))
+        if content is None:
+            return None
+        if horizon == 1:
+            return np.array([content["angle_deg"]], dtype=np.float32)
+        start = find_frame_sample(content)
+        if start is None:
+            raise ValueError(f"{path}: its angle_deg is none of its angles_deg; delete it and run preprocessing again")
+        following = content["angles_deg"][start : start + horizon]
+        return np.array(following + following[-1:] * (horizon - len(following)), dtype=np.float32)
 
-    def blank(self, size: tuple[int, int]) -> Float32[Tensor, ""]:
-        return torch.tensor(0.0)
+    def blank(self, size: tuple[int, int]) -> Float32[Tensor, " horizon"]:
+        return torch.zeros(self.options.horizon)
 
-    def transform(self, label: float, geometry: Geometry) -> Float32[Tensor, ""]:
-        return torch.tensor(-label if geometry.flip else label)
+    def transform(self, label: Float32[np.ndarray, " horizon"], geometry: Geometry) -> Float32[Tensor, " horizon"]:
+        return torch.from_numpy(-label if geometry.flip else label)
 
     def fit(self, labels: Iterable[Any]) -> None:
-        angles = list(labels)
-        spread = float(np.std(angles)) if len(angles) > 1 else 0.0
-        self.fitted = {"constant": self.constant(angles), "scale_deg": max(spread, 1.0)}
+        labels = list(labels)
+        spread = float(np.std([label[0] for label in labels])) if len(labels) > 1 else 0.0
+        self.fitted = {"constant": self.constant(labels), "scale_deg": self.options.scale_deg or max(spread, 1.0)}
 
     def constant(self, labels: Iterable[Any]) -> float | None:
-        """The median angle."""
-        angles = list(labels)
+        """The median of the angles at the frames' times."""
+        angles = [label[0] for label in labels]
         return float(np.median(angles)) if angles else None
 
-    def answer_constant(self, target: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def answer_constant(self, target: Float[Tensor, "B horizon"]) -> Float[Tensor, "B horizon"]:
         return torch.full_like(target, self.fitted["constant"])
 
     @property
@@ -102,29 +135,30 @@ class Steering(Task):
         return "numbers"
 
     def head_arguments(self) -> dict[str, Any]:
-        """`outputs`: how many numbers."""
-        return {"outputs": 1}
+        """`outputs`: how many samples of the angle."""
+        return {"outputs": self.options.horizon}
 
     def head(self, channels: dict[str, int]) -> nn.Module:
         return GridHead(channels, **self.head_arguments(), **self.options.head.model_dump())
 
-    def count(self, target: Float[Tensor, " B"]) -> int:
-        """Samples."""
+    def count(self, target: Float[Tensor, "B horizon"]) -> int:
+        """Frames."""
         return len(target)
 
-    def loss(self, output: Float[Tensor, "B 1"], target: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Smooth L1 of the angle in units of the training labels' standard deviation."""
-        return F.smooth_l1_loss(output[:, 0].float(), target / self.fitted["scale_deg"], reduction="sum")
+    def loss(self, output: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> Float[Tensor, ""]:
+        """Of the angles in units of `scale_deg`; the mean over the horizon, so that a long one weighs no more."""
+        wanted = target / self.fitted["scale_deg"]
+        return LOSSES[self.options.loss](widen(output), wanted, reduction="sum") / self.options.horizon
 
-    def answer(self, output: Float[Tensor, "B 1"], size: tuple[int, int]) -> Float[Tensor, " B"]:
-        return output[:, 0].float() * self.fitted["scale_deg"]
+    def answer(self, output: Float[Tensor, "B horizon"], size: tuple[int, int]) -> Float[Tensor, "B horizon"]:
+        return output.float() * self.fitted["scale_deg"]
 
     def metrics(self) -> SteeringMetrics:
         return SteeringMetrics()
 
-    def draw(self, image: np.ndarray, answer: Float[Tensor, ""]) -> np.ndarray:
-        """A steering wheel turned by the angle, and the angle in words."""
-        angle = float(answer)
+    def draw(self, image: np.ndarray, answer: Float[Tensor, " horizon"]) -> np.ndarray:
+        """A steering wheel turned by the angle at the frame's time, and that angle in words."""
+        angle = float(answer[0])
         picture = image.copy()
         height, width = picture.shape[:2]
         radius, thick = max(height // 7, 8), max(height // 90, 1)
@@ -140,5 +174,5 @@ class Steering(Task):
         side = "left" if angle > 0 else "right"
         return write_text(picture, f"{abs(angle):.1f} deg {side}")
 
-    def draw_label(self, image: np.ndarray, target: Float[Tensor, ""]) -> np.ndarray:
+    def draw_label(self, image: np.ndarray, target: Float[Tensor, " horizon"]) -> np.ndarray:
         return self.draw(image, target)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -45,12 +46,20 @@ def load_file(path: Path, read: Callable[[Path], Any]) -> Any | None:
         raise ValueError(f"{path} is damaged ({error}); delete it and run preprocessing again") from error
 
 
-def load_json(path: Path, key: str) -> dict | None:
-    """The object in a derived JSON file, which must have `key`; None if there is no file."""
+def load_json(path: Path, *keys: str) -> dict | None:
+    """The object in a derived JSON file, which must have all `keys`; None if there is no file."""
     content = load_file(path, lambda path: json.loads(path.read_text()))
-    if content is not None and not (isinstance(content, dict) and key in content):
-        raise ValueError(f"{path} has no {key!r}; delete it and run preprocessing again")
+    if content is None:
+        return None
+    for key in keys:
+        if not (isinstance(content, dict) and key in content):
+            raise ValueError(f"{path} has no {key!r}; delete it and run preprocessing again")
     return content
+
+
+def widen(output: Tensor) -> Tensor:
+    """At least float32, for a loss: half precision is too coarse for it, and what comes in float64 is left so."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 class Metrics(ABC):
@@ -136,7 +145,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, output: Any, target: Target) -> Tensor:
-        """The loss summed over labelled rows, a scalar in float32; divide it by a count of at least one."""
+        """The loss summed over labelled rows, a scalar in float32 or better; divide it by a count of at least one.
+
+        What is no sum over the things counted, but one number of a row, is multiplied by the row's count.
+        """
 
     @abstractmethod
     def answer(self, output: Any, size: tuple[int, int]) -> Any:

@@ -45,7 +45,7 @@ def test_a_sample_has_the_documented_keys_and_types(root):
     targets = sample["targets"]
     assert targets["segmentation"].shape == (64, 64) and targets["segmentation"].dtype == torch.uint8
     assert targets["depth"].shape == (64, 64) and targets["depth"].dtype == torch.float32
-    assert targets["steering"].shape == () and targets["steering"].dtype == torch.float32
+    assert targets["steering"].shape == (1,) and targets["steering"].dtype == torch.float32
     assert {key: value.dtype for key, value in targets["detection"].items()} == {
         "boxes": torch.float32,
         "classes": torch.int64,

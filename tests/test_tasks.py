@@ -37,7 +37,7 @@ def test_blanks_collate_with_targets_and_count_nothing(name):
         "segmentation": np.zeros(SIZE[::-1], np.uint8),
         "depth": np.ones(SIZE[::-1], np.float32),
         "detection": make_boxes(),
-        "steering": 3.0,
+        "steering": np.array([3.0], np.float32),
     }[name]
     batch = default_collate([task.blank(SIZE), task.transform(label, SAME)])
     assert task.count(batch) > 0
@@ -189,16 +189,17 @@ def test_an_empty_frame_is_a_labelled_frame():
 
 def test_steering_turns_its_sign_and_scores_in_degrees():
     task = Steering()
-    assert task.transform(12.0, MIRROR).item() == -12
-    task.fit([0.0, 2.0, 40.0])
-    assert task.fitted["constant"] == 2.0
+    assert task.transform(np.array([12.0], np.float32), MIRROR).tolist() == [-12]
+    task.fit(np.array([[0.0], [2.0], [40.0]]))
+    assert task.fitted["constant"] == 2.0 and task.fitted["scale_deg"] == pytest.approx(math.sqrt(1604 / 3 - 14**2))
     output = torch.tensor([[1.0], [0.0]])
     answer = task.answer(output, SIZE)
-    assert answer.tolist() == pytest.approx([task.fitted["scale_deg"], 0.0])
+    assert answer[:, 0].tolist() == pytest.approx([task.fitted["scale_deg"], 0.0])
     metrics = task.metrics()
-    metrics.update(torch.tensor([10.0, -10.0]), torch.tensor([12.0, -40.0]))
+    metrics.update(torch.tensor([[10.0], [-10.0]]), torch.tensor([[12.0], [-40.0]]))
     scores = metrics.compute()
     assert scores["mae"] == 16 and scores["mae/5-20deg"] == 2 and scores["mae/20-60deg"] == 30
+    assert "mae/horizon" not in scores
     assert task.skill(5.0, 10.0) == 0.5
 
 
