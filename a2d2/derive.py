@@ -91,13 +91,14 @@ def reduce_picture(picture: UInt8[np.ndarray, "h w 3"], camera: Camera) -> UInt8
     """A recorded picture -> the undistorted view at `camera.size`, without aliasing; black outside the recording.
 
     One box filter over the recorded pixels that a derived pixel covers, then one bilinear look-up: nearly what
-    undistorting at full size and averaging areas gives, without a second picture at full size.
+    undistorting at full size and averaging areas gives, without a second picture at full size: `picture` itself is
+    overwritten by its filtered self.
     """
     block = tuple(
         max(1, round(full / derived)) for full, derived in zip(camera.recorded_size, camera.size, strict=True)
     )
     if block != (1, 1):
-        picture = cv2.boxFilter(picture, -1, block, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
+        picture = cv2.boxFilter(picture, -1, block, dst=picture, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
     return cv2.remap(picture, *_bilinear_maps(camera, block), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
@@ -109,10 +110,12 @@ def look_up_classes(label: UInt8[np.ndarray, "h w 3"], camera: Camera) -> tuple[
     """
     nearest, outside = _nearest_maps(camera)
     # black, the border's value, is no label colour
-    colours = cv2.remap(label, nearest, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT).astype(np.uint32)
-    packed = (colours[..., 0] << 16) | (colours[..., 1] << 8) | colours[..., 2]
-    classes = colour_table()[packed]
-    return classes, int((classes == IGNORE).sum()) - outside
+    colours = cv2.remap(label, nearest, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+    # As little-endian int32, blue, green, red and an alpha of 255 are the packed colour minus 2^24, and counted from
+    # the table's end that is the packed colour's place: the quickest way to look up so many.
+    packed = cv2.cvtColor(colours, cv2.COLOR_RGB2BGRA).view("<i4")[..., 0]
+    classes = np.take(colour_table(), packed)
+    return classes, int(np.count_nonzero(classes == IGNORE)) - outside
 
 
 @_report_errors

@@ -23,7 +23,7 @@ from a2d2.calibration import Camera, load_calibration
 from a2d2.derive import STOPPING_ERRORS, Outcome, Recipe
 from a2d2.frames import VIEWS, Frame, find_bus_root, find_calibration, list_frames, list_scenes
 from a2d2.images import sweep_temporary, write_json
-from preprocessing._pool import map_units
+from preprocessing import _cluster, _pool
 
 FORMAT_VERSION = 1
 DONE, ERROR, WRONG_USE, PARTLY_FAILED, STOPPED = 0, 1, 2, 3, 75
@@ -96,6 +96,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--size", type=_parse_size, default="1024x640", help="size of everything derived")
     parser.add_argument("--view", choices=[*VIEWS, "all"], default="front_center", help="camera")
     parser.add_argument("--threads", type=_parse_threads, default=4, help="worker processes")
+    parser.add_argument(
+        "--cluster", metavar="tcp://HOST:8786", help="send the work to this dask.distributed scheduler instead"
+    )
     parser.add_argument("--shard", type=_parse_shard, default="1/1", help="do the i-th of n parts, for job arrays")
     parser.add_argument("--overwrite", action="store_true", help="do finished frames again, also with other options")
     parser.add_argument("--strict", action="store_true", help="exit code 1 instead of 3 if a frame fails")
@@ -113,7 +116,7 @@ def run_script(kind: Kind, arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"{kind.name}: stopped; the same command goes on from here", file=sys.stderr)
         code = STOPPED
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, _cluster.ClusterError) as error:
         print(f"{kind.name}: {error}", file=sys.stderr)
         code = ERROR
     sys.exit(code)
@@ -132,12 +135,14 @@ def _run(kind: Kind, arguments: argparse.Namespace) -> int:
     width, height = arguments.size
     out = arguments.out or data.parent / "processed" / f"{width}x{height}"
     calibration = load_calibration(arguments.calibration or find_calibration(data))
+    if arguments.cluster:  # workers stand in folders of their own
+        data, out = data.resolve(), out.resolve()
     views = VIEWS if arguments.view == "all" else (arguments.view,)
     frames = list_frames(data, kind.raw, views)
     if not frames:
         raise StopRunError(f"{data} has no {kind.raw} files of {', '.join(views)}")
 
-    bus_root = arguments.bus or find_bus_root(data)
+    bus_root = arguments.bus.resolve() if arguments.bus else find_bus_root(data)
     if kind.by_scene and bus_root is None:
         raise StopRunError(
             f"no bus signals beside {data}; fetch them by `sh get_data.sh bus`, or name a folder with --bus"
@@ -252,12 +257,18 @@ def _derive_unit(unit: tuple[Frame, ...], kind: Kind, recipe: Recipe) -> list[Ou
     return [kind.derive(frame, recipe) for frame in unit]
 
 
+def _map_units(work: Callable, units: list, arguments: argparse.Namespace) -> Iterator[tuple[object, object]]:
+    if arguments.cluster and units:
+        return _cluster.map_units(work, units, arguments.cluster)
+    return _pool.map_units(work, units, min(arguments.threads, len(units)))
+
+
 def _derive_units(kind: Kind, recipe: Recipe, units: list, skipped: int, arguments: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     try:
         with tqdm(total=sum(map(len, units)), desc=kind.name, unit="frame") as bar:
             work = partial(_derive_unit, kind=kind, recipe=recipe)
-            for unit, result in map_units(work, units, min(arguments.threads, len(units))):
+            for unit, result in _map_units(work, units, arguments):
                 if isinstance(result, OSError) and result.errno in STOPPING_ERRORS:
                     raise StopRunError(
                         f"{result.filename}: {result.strerror}; make room and run the same command again"
@@ -267,8 +278,11 @@ def _derive_units(kind: Kind, recipe: Recipe, units: list, skipped: int, argumen
                 outcomes += result
                 bar.set_postfix(failed=sum(outcome.status == "failed" for outcome in outcomes), refresh=False)
                 bar.update(len(unit))
-    finally:
-        counts = _write_report(kind, recipe.out, outcomes, skipped, arguments)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk takes no report either, and the first error is the one to tell
+            _write_report(kind, recipe.out, outcomes, skipped, arguments)
+        raise
+    counts = _write_report(kind, recipe.out, outcomes, skipped, arguments)
     print(
         f"{kind.name}: {counts['done']} done, {skipped} skipped, {counts['missing']} missing input, "
         f"{counts['failed']} failed; report in {_report_path(kind, recipe.out, arguments.shard)}"

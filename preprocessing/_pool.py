@@ -36,7 +36,7 @@ def _serve(pipe: Connection, work: Callable) -> None:
     while True:
         try:
             unit = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         if unit is None:
             return
@@ -46,7 +46,7 @@ def _serve(pipe: Connection, work: Callable) -> None:
             answer = (False, error)
         try:
             pipe.send(answer)
-        except BrokenPipeError:
+        except ConnectionError:
             return
 
 
@@ -82,7 +82,7 @@ def map_units(work: Callable, units: Iterable, workers: int) -> Iterator[tuple[o
         worker.unit = next(remaining, None)
         if worker.unit is None:
             return False
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; reading its answer will tell
+        with contextlib.suppress(ConnectionError):  # it died; reading its answer will tell
             worker.pipe.send(worker.unit)
         return True
 
@@ -99,7 +99,7 @@ def map_units(work: Callable, units: Iterable, workers: int) -> Iterator[tuple[o
                 unit = worker.unit
                 try:
                     _, result = pipe.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, ConnectionError):
                     result = WorkerDiedError(_describe_death(worker.process))
                     busy.remove(worker)
                     team.remove(worker)

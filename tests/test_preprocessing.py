@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -15,40 +13,12 @@ import cv2
 import numpy as np
 import pytest
 from raw_scenes import ANGLE, CORNERS, POINTS, RECORDED, VIEW, draw_picture, encode, project, write_raw_set
+from script_runs import ROOT, SCRIPTS, SIZE, finish, list_reasons, read_report, read_tree, run, start, wait_for
 
 from a2d2.classes import CLASSES
 from a2d2.frames import bus_path, list_frames
-from a2d2.images import decode_rgb_png, read_depth_png, read_image
-from preprocessing._common import Kind, run_script
+from a2d2.images import read_depth_png, read_image
 from preprocessing._pool import WorkerDiedError, map_units
-
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle")
-SIZE = (48, 32)
-
-
-def start(script, data, out, *options, threads="2"):
-    command = [sys.executable, ROOT / "preprocessing" / f"{script}.py", "--data", data, "--out", out, *options]
-    command += ["--threads", threads] + ([] if "--size" in options else ["--size", "48x32"])
-    return subprocess.Popen(
-        [str(part) for part in command],
-        cwd="/",
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def finish(process):
-    """Exit code, and what was printed to both streams."""
-    printed = "".join(process.communicate(timeout=60))
-    assert "Traceback" not in printed, printed
-    return process.returncode, printed
-
-
-def run(*arguments, **options):
-    return finish(start(*arguments, **options))
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +40,6 @@ def derived(raw, tmp_path_factory):
         code, printed = finish(process)
         assert code == 0, printed
     return out
-
-
-def read_tree(root):
-    files = (path for path in sorted(root.rglob("*")) if path.is_file() and "reports" not in path.parts)
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
-
-
-def read_report(out, name):
-    return json.loads((out / "reports" / f"{name}.json").read_text())
-
-
-def list_reasons(out, name, status="failed"):
-    return {row["frame"]: row["reason"] for row in read_report(out, name)[status]}
 
 
 def test_the_derived_files_hold_what_was_recorded(raw, derived):
@@ -268,14 +225,6 @@ def test_folders_that_are_not_there(raw, tmp_path):
     assert code == 1 and "rear_center" in printed
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not (answer := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    return answer
-
-
 def hold_up(frame):
     """Replace the frame's label by a pipe that nobody writes to, so that its worker waits; return the label."""
     path = frame.path("label")
@@ -321,41 +270,6 @@ def test_a_killed_worker_costs_its_frame_only(damaged, tmp_path):
     assert code == 3 and "7 done, 0 skipped, 0 missing input, 1 failed" in printed
     ((name, reason),) = list_reasons(tmp_path / "out", "segmentation").items()
     assert name == str(frame) and "SIGKILL" in reason
-
-
-def test_killed_at_any_moment_nothing_is_torn(tmp_path):
-    raw = write_raw_set(tmp_path / "many", frames=100)
-    out = tmp_path / "out"
-    for wanted in (1, 60, 120):
-        process = start("camera", raw, out, "--format", "png")
-        wait_for(lambda wanted=wanted: len(list_frames(out, "image_lossless")) >= wanted)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        for frame in list_frames(out, "image_lossless"):
-            decode_rgb_png(frame.path("image_lossless").read_bytes(), SIZE)
-    assert run("camera", raw, out, "--format", "png")[0] == 0
-    assert list_frames(out, "image_lossless") == list_frames(raw, "camera")
-    assert len({frame.path("image_lossless").read_bytes() for frame in list_frames(out, "image_lossless")}) == 1
-    assert not list(out.rglob(".*"))
-
-
-def fill_disk(frame, recipe):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(frame.under(recipe.out).path("depth")))
-
-
-def test_a_full_disk_stops_the_run_in_one_line(raw, tmp_path, capsys):
-    arguments = Namespace(
-        data=raw, out=tmp_path, size=SIZE, view=VIEW, threads=1, shard=(1, 1), overwrite=False, strict=False
-    )
-    arguments.calibration = arguments.bus = None
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            run_script(Kind(name="depth", raw="lidar", produces="depth", derive=fill_disk), arguments)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert stop.value.code == 1
-    assert "_depth_frontcenter_000000001.png: No space left on device; make room" in capsys.readouterr().err
 
 
 class StubbornError(Exception):
