@@ -76,7 +76,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
     return index, count
 
 
-def _parse_threads(text: str) -> int:
+def parse_threads(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a number of processes, 1 or more")
     return int(text)
@@ -95,7 +95,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="derived root (default: processed/<size>/ beside the raw root)")
     parser.add_argument("--size", type=_parse_size, default="1024x640", help="size of everything derived")
     parser.add_argument("--view", choices=[*VIEWS, "all"], default="front_center", help="camera")
-    parser.add_argument("--threads", type=_parse_threads, default=4, help="worker processes")
+    parser.add_argument("--threads", type=parse_threads, default=4, help="worker processes")
     parser.add_argument(
         "--cluster", metavar="tcp://HOST:8786", help="send the work to this dask.distributed scheduler instead"
     )

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from _common import DONE, ERROR, STOPPED, WRONG_USE, StopRunError, _parse_threads
+from _common import DONE, ERROR, STOPPED, WRONG_USE, StopRunError, parse_threads
 from tqdm import tqdm
 
 from a2d2.check_report import build_report
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bus", type=Path, help="folder with the bus signals (default: found beside each raw root)")
     parser.add_argument("--calibration", type=Path, help="cams_lidars.json (default: found in or beside each raw root)")
     parser.add_argument("--out", type=Path, help="folder of reports (default: processed/check/ beside each raw root)")
-    parser.add_argument("--threads", type=_parse_threads, default=4, help="worker processes (default: 4)")
+    parser.add_argument("--threads", type=parse_threads, default=4, help="worker processes (default: 4)")
     parser.add_argument("--sample", type=int, default=1, metavar="N", help="read only each N-th frame")
     parser.add_argument("--decode", action="store_true", help="decode camera pictures, too: finds damage inside them")
     return parser
