@@ -1,28 +1,34 @@
 """Object detection in 2-D boxes; headline AP (0.5:0.95).
 
-FCOS (arXiv 2006.09214): every location of a dense detector answers for the smallest box that holds it near the middle.
+Two codecs say how boxes and the output of a head belong together. Dense, FCOS (arXiv 2006.09214): every location of a
+dense detector answers for the smallest box that holds it near the middle. Grid, after YOLO (arXiv 1506.02640): every
+cell of a coarse grid has some slots, each for one of the boxes whose middle it holds.
+
 A2D2 does not label far objects, so boxes below a size or visible share, and of unknown class, are ignored: neither
 positive nor background in the loss, crowd in the metric; answers below the size are left out of the metric too.
 """
 
+import difflib
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.detection import MeanAveragePrecision
-from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from a2d2.classes import OBJECT_CLASSES, OBJECT_GROUPINGS, find_object_class, object_colour
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
-from models.heads import DenseDetectionHead, DetectionOutput, locate_cells, spread_strides
+from models.heads import DenseDetectionHead, DetectionOutput, count_cells, locate_cells, spread_strides
+from models.thesis import CELL, BoxGridHead, BoxGridOutput
 from tasks.drawing import write_text
 from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_json
 
@@ -30,6 +36,8 @@ PADDING, IGNORED = -1, -2  # classes of a target's rows that are no box, and of 
 CENTRE_RADIUS = 1.5  # strides from a box's centre within which locations answer for it
 DETECTIONS = 100  # at most, an image
 CANDIDATES = 1000  # at most, an image before suppression
+SLOTS = 10  # of a cell of the box grid
+COORDINATES, BACKGROUND = 5.0, 0.5  # weights of two terms of the box grid's loss, as in YOLO's
 
 Target = dict[str, Tensor]
 
@@ -42,14 +50,50 @@ class DetectionHeadOptions(HeadOptions):
     depth: PositiveInt = Field(4, description="convolutions of each tower")
 
 
+def check_classes(value: Any) -> Any:
+    """The name of a grouping, or groups of A2D2's classes that each hold some and share none; ValueError for others."""
+    if isinstance(value, str) and value in OBJECT_GROUPINGS:
+        return value
+    if not (isinstance(value, dict) and value and all(isinstance(group, list | tuple) for group in value.values())):
+        raise ValueError(f"must be {', '.join(OBJECT_GROUPINGS)}, or a mapping {{group: [class, ...], ...}}")
+    group_of: dict[int, str] = {}
+    for group, members in value.items():
+        if not members:
+            raise ValueError(f"group {group} is empty: name its classes, or leave it out")
+        for member in members:
+            found = find_object_class(str(member))
+            if found is None:
+                near = difflib.get_close_matches(str(member), OBJECT_CLASSES, n=1)
+                meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(OBJECT_CLASSES)}"
+                raise ValueError(f"group {group} has the unknown class '{member}'; {meant}")
+            if found in group_of:
+                raise ValueError(f"'{member}' is in {group_of[found]} and again in {group}: leave it in one of them")
+            group_of[found] = group
+    return {group: tuple(members) for group, members in value.items()}
+
+
 class DetectionOptions(TaskOptions):
-    classes: Literal["all", "merged", "object"] = Field("merged", description="A2D2's 14, five groups, or one class")
+    codec: Literal["dense", "grid"] = Field(
+        "dense", description="dense: FCOS, an answer at every location; grid: the thesis's coarse grid of boxes"
+    )
+    classes: Annotated[str | dict[str, tuple[str, ...]], BeforeValidator(check_classes)] = Field(
+        "merged",
+        description="all: A2D2's 14; merged: five groups; object: one class; or {group: [class, ...], ...}, where "
+        "boxes of classes in no group are ignored",
+    )
     min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are ignored")
     min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller share in the image are ignored")
     max_boxes: PositiveInt = Field(64, description="rows of a target; the largest boxes of a fuller frame are kept")
     score_threshold: float = Field(0.05, ge=0, le=1, description="answers below it are dropped")
     nms_threshold: float = Field(0.6, ge=0, le=1, description="of two answers of a class that overlap more, one goes")
     head: DetectionHeadOptions = DetectionHeadOptions()
+
+    @field_validator("head")
+    @classmethod
+    def check_head(cls, head, info):
+        if info.data.get("codec") == "grid" and head != DetectionHeadOptions():
+            raise ValueError("is for codec: dense; the box grid's head has no options, so leave it out")
+        return head
 
 
 def match_locations(
@@ -91,14 +135,212 @@ def measure_centreness(distances: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
     return (across * down).sqrt()
 
 
+def choose_slots(cells: Int64[Tensor, " n"], overlaps: Float[Tensor, "n slots"]) -> Int64[Tensor, " n"]:
+    """The slot of each box: in the order of the boxes, each takes the free slot of its cell that it overlaps most.
+
+    cells: the cell of each box; overlaps: its IoU with what each slot of that cell says. -1 where all are taken.
+    """
+    free = {cell: list(range(overlaps.shape[1])) for cell in cells.tolist()}
+    chosen = []
+    for cell, overlap in zip(cells.tolist(), overlaps.tolist(), strict=True):
+        slot = max(free[cell], key=overlap.__getitem__, default=-1)
+        if slot >= 0:
+            free[cell].remove(slot)
+        chosen.append(slot)
+    return torch.tensor(chosen, dtype=torch.int64, device=cells.device)
+
+
+class Codec(ABC):
+    """How boxes and the output of a head belong together, for `classes` classes; see Task for the methods."""
+
+    language: ClassVar[str]
+
+    def __init__(self, options: DetectionOptions, classes: int):
+        self.options, self.classes = options, classes
+
+    @abstractmethod
+    def head_arguments(self) -> dict[str, Any]:
+        """What a head must know beside the features it reads."""
+
+    @abstractmethod
+    def head(self, channels: dict[str, int]) -> nn.Module:
+        """The head on features of these names and channels."""
+
+    @abstractmethod
+    def count(self, target: Target) -> int:
+        """Positives: what answers for a box."""
+
+    @abstractmethod
+    def loss(self, output: Any, target: Target) -> Float[Tensor, ""]:
+        """The loss, summed over positives and background."""
+
+    @abstractmethod
+    def decode(self, output: Any) -> tuple[Float[Tensor, "B L 4"], Float[Tensor, "B L K"]]:
+        """All boxes the output speaks of, as edges in pixels of the network's image, and their scores by class."""
+
+
+class DenseCodec(Codec):
+    """FCOS. Output: DetectionOutput. Positives are locations."""
+
+    language = "boxes"
+
+    def head_arguments(self) -> dict[str, Any]:
+        return {"classes": self.classes}
+
+    def head(self, channels: dict[str, int]) -> nn.Module:
+        return DenseDetectionHead(channels, **self.head_arguments(), **self.options.head.model_dump())
+
+    def _match(self, target: Target, size: tuple[int, int], strides: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        device = target["boxes"].device
+        locations, spread = locate_cells(size, strides, device), spread_strides(size, strides, device)
+        matches = []
+        for boxes, classes in zip(target["boxes"], target["classes"], strict=True):
+            real = classes != PADDING
+            rows, ignored = match_locations(locations, spread, boxes[real], classes[real])
+            matches.append((rows, ignored))
+        return matches
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(sorted(int(name.rsplit(".", 1)[1]) for name in self.options.head.reads))
+
+    def count(self, target: Target) -> int:
+        if len(target["size"]) == 0:
+            return 0
+        width, height = target["size"][0].tolist()
+        return sum(int((rows >= 0).sum()) for rows, _ in self._match(target, (height, width), self.strides))
+
+    def loss(self, output: DetectionOutput, target: Target) -> Float[Tensor, ""]:
+        """Focal loss of the classes, GIoU loss of the boxes, cross-entropy of the centre-ness, each a sum."""
+        locations = locate_cells(output.size, output.strides, output.boxes.device)
+        total = output.boxes.sum() * 0.0
+        for row, (matched, ignored) in enumerate(self._match(target, output.size, output.strides)):
+            positive = matched >= 0
+            real = target["classes"][row] != PADDING
+            boxes, classes = target["boxes"][row][real], target["classes"][row][real]
+            wanted = torch.zeros_like(output.classes[row])
+            wanted[positive, classes[matched[positive]]] = 1.0
+            focal = sigmoid_focal_loss(output.classes[row], wanted, reduction="none")
+            total = total + torch.where(ignored[:, None], 0.0, focal).sum()
+            if not positive.any():
+                continue
+            places, truth = locations[positive], boxes[matched[positive]]
+            told = output.boxes[row][positive]
+            edges = torch.cat([places - told[:, :2], places + told[:, 2:]], dim=1)
+            total = total + generalized_box_iou_loss(edges, truth, reduction="sum")
+            distances = torch.cat([places - truth[:, :2], truth[:, 2:] - places], dim=1)
+            total = total + F.binary_cross_entropy_with_logits(
+                output.centreness[row][positive], measure_centreness(distances), reduction="sum"
+            )
+        return total
+
+    def decode(self, output: DetectionOutput) -> tuple[Float[Tensor, "B L 4"], Float[Tensor, "B L K"]]:
+        locations = locate_cells(output.size, output.strides, output.boxes.device)
+        edges = torch.cat([locations - output.boxes[..., :2], locations + output.boxes[..., 2:]], dim=2)
+        return edges, (output.classes.sigmoid() * output.centreness.sigmoid()[..., None]).sqrt()
+
+
+class GridCodec(Codec):
+    """The thesis's grid with the errors of its loss mended. Output: BoxGridOutput. Positives are slots.
+
+    The cell that holds a box's middle answers for it, by the slot that overlaps the box most; `rows` are y, `columns`
+    are x. Boxes of one cell choose their slots from large to small, so where there are more of them than SLOTS the
+    smallest have none: they are not learned, and no background either, because then no slot of the cell is free.
+    Ignored boxes choose last, and their slots cost nothing.
+    """
+
+    language = "box_grid"
+
+    def head_arguments(self) -> dict[str, Any]:
+        return {"classes": self.classes, "slots": SLOTS}
+
+    def head(self, channels: dict[str, int]) -> nn.Module:
+        (name,) = BoxGridHead.reads
+        return BoxGridHead(channels[name], None, **self.head_arguments())
+
+    def count(self, target: Target) -> int:
+        total = 0
+        for boxes, classes, (width, height) in zip(
+            target["boxes"], target["classes"], target["size"].tolist(), strict=True
+        ):
+            cells, _ = self._find_cells(boxes[classes >= 0], (height, width))
+            total += int(cells.bincount().clamp(max=SLOTS).sum())
+        return total
+
+    def loss(self, output: BoxGridOutput, target: Target) -> Float[Tensor, ""]:
+        """Squared errors, each a sum: of the confidence, which is to be 0 in a free slot, else the IoU of its box with
+        the true one; of the box's middle, and of the roots of its width and height; of its classes."""
+        told = self._place_boxes(output).detach()
+        height, width = output.size
+        total = output.values.sum() * 0.0
+        for row, values in enumerate(output.values.flatten(1, 2)):
+            boxes, classes = target["boxes"][row], target["classes"][row]
+            order = torch.cat([(classes >= 0).nonzero()[:, 0], (classes == IGNORED).nonzero()[:, 0]])
+            boxes, classes = boxes[order], classes[order]
+            cells, middles = self._find_cells(boxes, output.size)
+            each = torch.arange(len(boxes), device=boxes.device)
+            overlaps = box_iou(boxes, told[row, cells].flatten(0, 1)).unflatten(1, (len(boxes), SLOTS))[each, each]
+            slots = choose_slots(cells, overlaps)
+            taken, answers = slots >= 0, (slots >= 0) & (classes >= 0)
+            free = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+            free[cells[taken], slots[taken]] = False
+
+            said = values[cells[answers], slots[answers]]
+            # the root of a sigmoid, with a gradient that is finite even where the sigmoid rounds to 0
+            said_roots = (F.logsigmoid(said[:, 3:5]) / 2).exp()
+            roots = ((boxes[:, 2:] - boxes[:, :2]) / boxes.new_tensor([width, height])).sqrt()
+            overlap = overlaps[each, slots][answers]
+            total = (
+                total
+                + BACKGROUND * torch.where(free, values[..., 0].sigmoid(), 0.0).square().sum()
+                + (said[:, 0].sigmoid() - overlap).square().sum()
+                + COORDINATES * (said[:, 1:3].sigmoid() - middles[answers]).square().sum()
+                + COORDINATES * (said_roots - roots[answers]).square().sum()
+                + (said[:, 5:].sigmoid() - F.one_hot(classes[answers], self.classes)).square().sum()
+            )
+        return total
+
+    def decode(self, output: BoxGridOutput) -> tuple[Float[Tensor, "B L 4"], Float[Tensor, "B L K"]]:
+        values = output.values.flatten(1, 3).sigmoid()
+        return self._place_boxes(output).flatten(1, 2), values[..., :1] * values[..., 5:]
+
+    def _find_cells(
+        self, boxes: Float[Tensor, "n 4"], size: tuple[int, int]
+    ) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n 2"]]:
+        """The cell that holds each box's middle, counted row by row, and the middle's (x, y) in it, from 0 to 1."""
+        rows, columns = count_cells(size, CELL)
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2 / CELL
+        # a sliver at the image's edge has its middle on that edge, by rounding
+        places = torch.minimum(middles.long(), torch.tensor([columns - 1, rows - 1], device=boxes.device))
+        return places[:, 1] * columns + places[:, 0], middles - places
+
+    def _place_boxes(self, output: BoxGridOutput) -> Float[Tensor, "B cells slots 4"]:
+        """The edges of every slot's box in pixels, cells row by row."""
+        height, width = output.size
+        corners = locate_cells(output.size, (CELL,), output.values.device)[:, None] - CELL / 2
+        values = output.values.flatten(1, 2)[..., 1:5].sigmoid()
+        middles = corners + values[..., :2] * CELL
+        halves = values[..., 2:] * values.new_tensor([width, height]) / 2
+        return torch.cat([middles - halves, middles + halves], dim=3)
+
+
+CODECS: dict[str, type[Codec]] = {"dense": DenseCodec, "grid": GridCodec}
+
+
 class DetectionMetrics(Metrics):
-    """`ap` (0.5:0.95), `ap50`, `ap75` and `ap/<class>`, as COCO defines them; None where there was nothing to find."""
+    """`ap` (0.5:0.95), `ap50`, `ap75` and `ap/<class>`, as COCO defines them; None where there was nothing to find.
+
+    `best_iou`: the thesis's "mean best IoU", to compare with its tables only. Of each image as many of the surest
+    answers are taken as there are boxes; each box has the best IoU with one of these, whatever its class; the mean over
+    an image's boxes, then over images with boxes. It can be gamed: it tells the number of boxes to the detector, lets
+    one answer serve many boxes, and false positives and wrong classes cost nothing.
+    """
 
     def __init__(self, names: tuple[str, ...], min_size: float):
         self.names, self.min_size = names, min_size
         self.average = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=True)
         self.average.warn_on_many_detections = False
-        self.found_any = False
+        self.best_ious: list[float] = []
 
     def update(self, answer: list[dict[str, Tensor]], target: Target) -> None:
         for row, image_answer in enumerate(answer):
@@ -115,22 +357,27 @@ class DetectionMetrics(Metrics):
                 "labels": torch.cat([known[wanted], every]),
                 "iscrowd": torch.cat([(classes[wanted] == IGNORED).long(), torch.ones_like(every)]),
             }
-            self.found_any |= bool((classes >= 0).any())
             self.average.update([predicted], [truth])
+            boxes = truth_boxes[classes >= 0]
+            if len(boxes):
+                surest = predicted["boxes"][predicted["scores"].argsort(descending=True)[: len(boxes)]]
+                overlaps = box_iou(boxes, surest)
+                self.best_ious.append(float(overlaps.amax(dim=1).mean()) if len(surest) else 0.0)
 
     def compute(self) -> dict[str, float | None]:
-        if not self.found_any:
-            return {"ap": None, "ap50": None, "ap75": None}
+        if not self.best_ious:
+            return {"ap": None, "ap50": None, "ap75": None, "best_iou": None}
         result = self.average.compute()
         scores = {"ap": result["map"], "ap50": result["map_50"], "ap75": result["map_75"]}
         by_class = zip(result["classes"].reshape(-1).tolist(), result["map_per_class"].reshape(-1), strict=True)
         scores |= {f"ap/{self.names[index]}": value for index, value in by_class}
         # -1 is the library's word for "no truth"
-        return {name: None if float(value) < 0 else float(value) for name, value in scores.items()}
+        scores = {name: None if float(value) < 0 else float(value) for name, value in scores.items()}
+        return scores | {"best_iou": float(np.mean(self.best_ious))}
 
 
 class Detection(Task):
-    """Label: the derived file's boxes. Output: DetectionOutput. Answer, a dict for each image: `boxes` (n, 4) in
+    """Label: the derived file's boxes. Output: that of the codec. Answer, a dict for each image: `boxes` (n, 4) in
     pixels, `scores` (n,), `labels` (n,).
 
     Target, N = max_boxes rows: `boxes` float32 (N, 4) edges x1, y1, x2, y2 in pixels; `classes` int64 (N,), PADDING for
@@ -147,10 +394,12 @@ class Detection(Task):
 
     def __init__(self, options: DetectionOptions | None = None, fitted: dict[str, Any] | None = None):
         super().__init__(options, fitted)
-        self.groups = OBJECT_GROUPINGS[self.options.classes]
-        self.names = tuple(self.groups)
-        members = {member: index for index, group in enumerate(self.groups.values()) for member in group}
-        self.group_of = [members[name] for name in OBJECT_CLASSES]
+        classes = self.options.classes
+        groups = OBJECT_GROUPINGS[classes] if isinstance(classes, str) else classes
+        self.names = tuple(groups)
+        members = {find_object_class(member): index for index, group in enumerate(groups.values()) for member in group}
+        self.group_of = [members.get(index, -1) for index in range(len(OBJECT_CLASSES))]
+        self.codec = CODECS[self.options.codec](self.options, len(self.names))
 
     def load(self, frame: Frame) -> list[dict] | None:
         content = load_json(frame.path(self.kind), "boxes")
@@ -204,69 +453,35 @@ class Detection(Task):
         nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
         return [nothing for _ in target["classes"]]
 
-    def head(self, channels: dict[str, int]) -> nn.Module:
-        return DenseDetectionHead(channels, classes=len(self.names), **self.options.head.model_dump())
-
-    def _match(self, target: Target, size: tuple[int, int], strides: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        device = target["boxes"].device
-        locations, spread = locate_cells(size, strides, device), spread_strides(size, strides, device)
-        matches = []
-        for boxes, classes in zip(target["boxes"], target["classes"], strict=True):
-            real = classes != PADDING
-            rows, ignored = match_locations(locations, spread, boxes[real], classes[real])
-            matches.append((rows, ignored))
-        return matches
-
     @property
-    def strides(self) -> tuple[int, ...]:
-        return tuple(sorted(int(name.rsplit(".", 1)[1]) for name in self.options.head.reads))
+    def language(self) -> str:
+        return self.codec.language
+
+    def head_arguments(self) -> dict[str, Any]:
+        """`classes`: how many; of the box grid also `slots`, boxes of a cell."""
+        return self.codec.head_arguments()
+
+    def head(self, channels: dict[str, int]) -> nn.Module:
+        return self.codec.head(channels)
 
     def count(self, target: Target) -> int:
-        """Positives: locations that answer for a box."""
-        if len(target["size"]) == 0:
-            return 0
-        width, height = target["size"][0].tolist()
-        return sum(int((rows >= 0).sum()) for rows, _ in self._match(target, (height, width), self.strides))
+        """Positives: locations or slots that answer for a box."""
+        return self.codec.count(target)
 
-    def loss(self, output: DetectionOutput, target: Target) -> Float[Tensor, ""]:
-        """Focal loss of the classes, GIoU loss of the boxes, cross-entropy of the centre-ness, each a sum."""
-        locations = locate_cells(output.size, output.strides, output.boxes.device)
-        total = output.boxes.sum() * 0.0
-        for row, (matched, ignored) in enumerate(self._match(target, output.size, output.strides)):
-            positive = matched >= 0
-            real = target["classes"][row] != PADDING
-            boxes, classes = target["boxes"][row][real], target["classes"][row][real]
-            wanted = torch.zeros_like(output.classes[row])
-            wanted[positive, classes[matched[positive]]] = 1.0
-            focal = sigmoid_focal_loss(output.classes[row], wanted, reduction="none")
-            total = total + torch.where(ignored[:, None], 0.0, focal).sum()
-            if not positive.any():
-                continue
-            places, truth = locations[positive], boxes[matched[positive]]
-            told = output.boxes[row][positive]
-            edges = torch.cat([places - told[:, :2], places + told[:, 2:]], dim=1)
-            total = total + generalized_box_iou_loss(edges, truth, reduction="sum")
-            distances = torch.cat([places - truth[:, :2], truth[:, 2:] - places], dim=1)
-            total = total + F.binary_cross_entropy_with_logits(
-                output.centreness[row][positive], measure_centreness(distances), reduction="sum"
-            )
-        return total
+    def loss(self, output: DetectionOutput | BoxGridOutput, target: Target) -> Float[Tensor, ""]:
+        return self.codec.loss(output, target)
 
-    def answer(self, output: DetectionOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
-        locations = locate_cells(output.size, output.strides, output.boxes.device)
+    def answer(self, output: DetectionOutput | BoxGridOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
         height, width = output.size
-        scale = torch.tensor([size[0] / width, size[1] / height] * 2, device=output.boxes.device)
         answers = []
-        for classes, boxes, centreness in zip(output.classes, output.boxes, output.centreness, strict=True):
-            scores = (classes.sigmoid() * centreness.sigmoid()[:, None]).sqrt()
+        for edges, scores in zip(*self.codec.decode(output), strict=True):
             best, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
             place, best = place[best > self.options.score_threshold], best[best > self.options.score_threshold]
-            location, label = place // scores.shape[1], place % scores.shape[1]
-            middle = locations[location]
-            edges = torch.cat([middle - boxes[location, :2], middle + boxes[location, 2:]], dim=1)
-            edges = torch.minimum(edges.clamp(min=0), edges.new_tensor([width, height, width, height]))
-            kept = batched_nms(edges, best, label, self.options.nms_threshold)[:DETECTIONS]
-            answers.append({"boxes": edges[kept] * scale, "scores": best[kept], "labels": label[kept]})
+            found, label = place // scores.shape[1], place % scores.shape[1]
+            found = torch.minimum(edges[found].clamp(min=0), edges.new_tensor([width, height, width, height]))
+            kept = batched_nms(found, best, label, self.options.nms_threshold)[:DETECTIONS]
+            scale = edges.new_tensor([size[0] / width, size[1] / height] * 2)
+            answers.append({"boxes": found[kept] * scale, "scores": best[kept], "labels": label[kept]})
         return answers
 
     def metrics(self) -> DetectionMetrics:

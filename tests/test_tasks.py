@@ -1,5 +1,6 @@
 """Each task: mirrored labels, losses by hand, metrics, matching, constants."""
 
+import json
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from tasks.depth import Depth, DepthMetrics, silog_losses
 from tasks.detection import IGNORED, Detection, match_locations
 from tasks.segmentation import Segmentation
 from tasks.steering import Steering
+from training.config import ConfigError, load_config, save_config
 
 SIZE = (128, 64)
 MIRROR = Geometry(SIZE, (0, 0, *SIZE), SIZE, flip=True)
@@ -126,9 +128,36 @@ def test_matching_is_the_brute_force_one(size):
     assert (rows >= 0).any() and ignored.any() and not (ignored & (rows >= 0)).any()
 
 
+@pytest.mark.parametrize("size", [(75, 131), (33, 257)])
+def test_ignored_are_exactly_the_locations_in_ignored_boxes_that_answer_for_none(size):
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 1, (14, 2)) * (size[1], size[0])
+    boxes = torch.from_numpy(np.concatenate([corner, corner + rng.uniform(3, 50, (14, 2))], axis=1)).float()
+    classes = torch.tensor([IGNORED, 0, 1] * 4 + [IGNORED] * 2)
+    strides = (8, 16, 32, 64, 128)
+    locations, spread = locate_cells(size, strides), spread_strides(size, strides)
+    rows, ignored = match_locations(locations, spread, boxes, classes)
+    held = [
+        any(
+            x1 < x < x2 and y1 < y < y2
+            for (x1, y1, x2, y2), label in zip(boxes.tolist(), classes.tolist(), strict=True)
+            if label == IGNORED
+        )
+        for x, y in locations.tolist()
+    ]
+    assert ignored.tolist() == [there and row < 0 for there, row in zip(held, rows.tolist(), strict=True)]
+    assert any(ignored) and any(there and row >= 0 for there, row in zip(held, rows.tolist(), strict=True))
+
+
+def test_without_boxes_every_location_is_background():
+    locations, spread = locate_cells((75, 131), (8, 64)), spread_strides((75, 131), (8, 64))
+    rows, ignored = match_locations(locations, spread, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert (rows == -1).all() and not ignored.any() and len(rows) == len(locations)
+
+
 def make_output(target, task, confidence=12.0):
     """A detector that says exactly what the target holds."""
-    strides, size = task.strides, SIZE[::-1]
+    strides, size = task.codec.strides, SIZE[::-1]
     locations, spread = locate_cells(size, strides), spread_strides(size, strides)
     real = target["classes"] != -1
     boxes, classes = target["boxes"][real], target["classes"][real]
@@ -163,14 +192,14 @@ def test_detection_mirrors():
     task = Detection()
     target, mirrored = (default_collate([task.transform(make_boxes(), geometry)]) for geometry in (SAME, MIRROR))
     torch.manual_seed(0)
-    maps = [torch.randn(1, 10, SIZE[1] // stride or 1, SIZE[0] // stride) for stride in task.strides[:4]]
+    maps = [torch.randn(1, 10, SIZE[1] // stride or 1, SIZE[0] // stride) for stride in task.codec.strides[:4]]
     task = Detection(Detection.Options(head={"reads": ("neck.8", "neck.16", "neck.32", "neck.64")}))
 
     def make(levels, flipped):
         cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         boxes = cells[..., 5:9].exp() * 8
         boxes = boxes[..., [2, 1, 0, 3]] if flipped else boxes
-        return DetectionOutput(cells[..., :5], boxes, cells[..., 9], task.strides, SIZE[::-1])
+        return DetectionOutput(cells[..., :5], boxes, cells[..., 9], task.codec.strides, SIZE[::-1])
 
     straight = task.loss(make(maps, False), target)
     turned = task.loss(make([level.flip(3) for level in maps], True), mirrored)
@@ -248,10 +277,10 @@ def test_depth_metrics_by_hand():
 def test_locations_in_an_ignored_box_are_neither_positive_nor_background():
     task = Detection()
     target = task.transform(make_boxes(), SAME)
-    locations = locate_cells(SIZE[::-1], task.strides)
+    locations = locate_cells(SIZE[::-1], task.codec.strides)
     x1, y1, x2, y2 = 90, 5, 120, 30  # the box of unknown class
     inside = (locations > torch.tensor([x1, y1])).all(dim=1) & (locations < torch.tensor([x2, y2])).all(dim=1)
-    rows, ignored = task._match(default_collate([target]), SIZE[::-1], task.strides)[0]
+    rows, ignored = task.codec._match(default_collate([target]), SIZE[::-1], task.codec.strides)[0]
     assert (ignored | (rows >= 0))[inside].all() and ignored[inside].any()
 
     def loss_with(places):
@@ -279,6 +308,54 @@ def test_a_frame_known_to_be_empty_teaches_that_there_is_nothing():
     assert metrics.compute()["ap"] == pytest.approx(1.0)
     metrics.update([right | {"scores": torch.tensor([0.9])}], batch)
     assert metrics.compute()["ap"] < 0.6
+
+
+def test_classes_can_be_merged_by_the_config():
+    task = Detection(Detection.Options(classes={"Wheels": ["bicycle", "Motorcycle"], "Feet": ["Pedestrian"]}))
+    assert task.names == ("Wheels", "Feet") and task.head_arguments() == {"classes": 2}
+    boxes = [
+        ([10 * i, 0, 10 * i + 9, 20 - i], name) for i, name in enumerate(["Motorcycle", "Car", "Pedestrian", "Ufo"])
+    ]
+    target = task.transform([{"box": box, "class": name, "visible": 1.0} for box, name in boxes], SAME)
+    # a class in no group is as one that is unknown
+    assert target["classes"][:5].tolist() == [0, IGNORED, 1, IGNORED, -1]
+    assert target["known"][:5].tolist() == [0, -1, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "problem"),
+    [
+        ("megred", "must be all, merged, object, or a mapping {group: [class, ...], ...}"),
+        ({}, "must be all, merged, object, or a mapping"),
+        ({"A": "Car"}, "must be all, merged, object, or a mapping"),
+        ({"A": []}, "group A is empty"),
+        ({"A": ["Car", "Pedestrain"]}, "group A has the unknown class 'Pedestrain'; did you mean 'Pedestrian'?"),
+        ({"A": ["Ufo"]}, "group A has the unknown class 'Ufo'; there are Car, Pedestrian, "),
+        ({"A": ["Car"], "B": ["Bus", "car"]}, "'car' is in A and again in B: leave it in one of them"),
+    ],
+)
+def test_classes_that_cannot_be_merged_are_named(tmp_path, classes, problem):
+    (tmp_path / "x.yaml").write_text(json.dumps({"tasks": {"detection": {"classes": classes}}}))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "x.yaml", [], {"detection": Detection.Options})
+    (line,) = caught.value.problems
+    assert "tasks.detection.classes = " in line and problem in line
+
+
+def test_merged_classes_survive_saving(tmp_path):
+    (tmp_path / "x.yaml").write_text("tasks: {detection: {classes: {Z: [Car], A: [Bus, Truck]}}}")
+    config = load_config(tmp_path / "x.yaml", [], {"detection": Detection.Options})
+    save_config(config, tmp_path / "saved.yaml")
+    again = load_config(tmp_path / "saved.yaml", ["run=x"], {"detection": Detection.Options})
+    assert again == config and Detection(again.tasks["detection"]).names == ("Z", "A")
+    header = json.loads(json.dumps(config.tasks["detection"].model_dump(mode="json")))
+    assert Detection(Detection.Options(**header)).names == ("Z", "A")
+
+
+def test_the_box_grid_has_no_options_for_its_head():
+    with pytest.raises(ValueError, match="is for codec: dense; the box grid's head has no options"):
+        Detection.Options(codec="grid", head={"width": 64})
+    assert Detection.Options(codec="grid").head == Detection.Options().head
 
 
 def test_of_too_many_boxes_the_largest_stay():
