@@ -31,6 +31,7 @@ from training.checkpoint import load_newest_checkpoint, save_checkpoint, save_we
 from training.config import Config, ConfigError, config_to_dict, load_config, save_config
 from training.log import RunLog, write_environment
 from training.sampling import CycleSampler, assign_labels, hash_assignment
+from training.updates import UPDATES
 
 DONE, ERROR, WRONG_USE, STOPPED = 0, 1, 2, 75
 
@@ -73,41 +74,12 @@ class AveragedWeights:
             buffer.copy_(current)
 
 
-def build_optimizer(net: nn.Module, options) -> torch.optim.AdamW:
-    """AdamW: a smaller learning rate for the encoder, no decay on norms and biases."""
-    encoder = {id(parameter) for parameter in net.encoder.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in net.parameters():
-        groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "base_lr": options.lr * (options.encoder_lr_factor if in_encoder else 1),
-                "weight_decay": options.weight_decay if decays else 0.0,
-            }
-            for (in_encoder, decays), parameters in groups.items()
-        ],
-        lr=options.lr,
-        betas=options.betas,
-    )
-
-
-def find_lr_factor(step: int, steps: int, options) -> float:
-    """Linear warm-up, then a cosine down to `final_factor`; the step counts from 0."""
-    if step < options.warmup_steps:
-        return (step + 1) / options.warmup_steps
-    progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
-    return options.final_factor + (1 - options.final_factor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
-
-
 def choose_precision(name: str, device: torch.device):
-    """A function that opens an autocast context, and the scaler that fp16 needs (it does nothing for the others)."""
+    """A function that opens an autocast context."""
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     kind = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    autocast = partial(torch.autocast, device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
-    return autocast, torch.amp.GradScaler(device.type, enabled=name == "fp16")
+    return partial(torch.autocast, device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
 
 
 def open_run(folder: Path, config: Config, resume: bool) -> None:
@@ -159,7 +131,7 @@ def train(config: Config, folder: Path, resume: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=config.deterministic == "warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs much, and nothing here reads such memory
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    autocast, scaler = choose_precision(config.train.precision, device)
+    autocast = choose_precision(config.train.precision, device)
 
     # ---- frames and tasks
     split = read_split(config.data)
@@ -178,10 +150,11 @@ def train(config: Config, folder: Path, resume: bool) -> None:
     fit_tasks(tasks, frames)
     size = config.model.input_size or data.size
 
-    # ---- network and optimizer
+    # ---- network and its update
     net = build_network(config.model, tasks, size).to(device, memory_format=memory_format)
     averaged = None if config.train.ema is None else AveragedWeights(net, **config.train.ema.model_dump())
-    optimizer = build_optimizer(net, config.train.optimizer)
+    backward = partial(backward_cycle, net, tasks=tasks, device=device, autocast=autocast, memory_format=memory_format)
+    update = UPDATES[config.train.update](net, config.train, backward)
     balance = LossWeights(list(tasks), config.balancing.weights, config.balancing.normalise)
     progress = {"step": 0, "best_skill": None, "evaluated": True}
 
@@ -194,9 +167,8 @@ def train(config: Config, folder: Path, resume: bool) -> None:
     if loaded is not None:
         _, state = loaded
         net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
+        update.load_state_dict(state["update"])
         balance.load_state_dict(state["balance"])
-        scaler.load_state_dict(state["scaler"])
         if averaged is not None:
             averaged.net.load_state_dict(state["averaged"])
         progress = state["progress"]
@@ -214,9 +186,8 @@ def train(config: Config, folder: Path, resume: bool) -> None:
         state = {
             "net": net.state_dict(),
             "averaged": None if averaged is None else averaged.net.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "update": update.state_dict(),
             "balance": balance.state_dict(),
-            "scaler": scaler.state_dict(),
             "progress": progress,
         }
         save_checkpoint(folder / "checkpoints", progress["step"], state, config.train.keep_checkpoints)
@@ -274,21 +245,8 @@ def train(config: Config, folder: Path, resume: bool) -> None:
             stop.check()
             cycle = [next(batches) for _ in range(sampler.batches_per_step)]
 
-            # one update
             net.train()
-            factor = find_lr_factor(step, config.train.steps, config.train.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            optimizer.zero_grad(set_to_none=True)
-            weights = {name: weight * scaler.get_scale() for name, weight in balance.weights().items()}
-            losses = backward_cycle(net, cycle, tasks, weights, device, autocast, memory_format)
-            scaler.unscale_(optimizer)
-            norm = clip_gradients(net, config.train.optimizer.clip)
-            if not scaler.is_enabled() and not math.isfinite(norm):
-                drawn = sorted({frame for batch in cycle for frame in batch["frame"]})
-                raise NonFiniteError(f"the gradient is not finite; frames of this step: {', '.join(drawn)}")
-            scaler.step(optimizer)
-            scaler.update()
+            losses, measures = update.step(step, cycle, balance.weights())
             balance.observe(losses)
             progress["step"] = step + 1
             if averaged is not None:
@@ -298,7 +256,7 @@ def train(config: Config, folder: Path, resume: bool) -> None:
             last = step + 1 == config.train.steps
             if (step + 1) % config.train.log_every == 0 or last:
                 values = {f"loss/{name}": loss for name, loss in losses.items()}
-                log.event("train", step + 1, **values, gradient_norm=norm, lr_factor=factor)
+                log.event("train", step + 1, **values, **measures)
             if (step + 1) % config.train.evaluate_every == 0 or last:
                 progress["evaluated"] = False
                 judge()
@@ -311,11 +269,6 @@ def train(config: Config, folder: Path, resume: bool) -> None:
         raise NonFiniteError(f"step {progress['step'] + 1}: {error}; the weights are those before it") from error
     finally:
         log.close()
-
-
-def clip_gradients(net: nn.Module, limit: float | None) -> float:
-    """Scale all gradients down to the norm `limit`, if they exceed it; return the norm they had."""
-    return float(nn.utils.clip_grad_norm_(net.parameters(), math.inf if limit is None else limit))
 
 
 def describe_model(config: Config, tasks: dict[str, Task], size: tuple[int, int], data: Data, split: Split) -> dict:

@@ -72,7 +72,7 @@ def test_every_problem_is_reported_at_once(problems):
     assert found == [
         "override 'train.steps' must have the form key=value, as in train.steps=100",
         "seed = true: must be a valid integer",
-        """data.labels = "some": must be 'as_is', 'symmetric' or 'one_task'""",
+        """data.labels = "some": must be 'as_is', 'symmetric', 'one_task' or 'one_at_a_time'""",
         "data.workers = -1: must be greater than or equal to 0 (from the command line)",
         "tasks.height.width = -1: must be greater than 0",
         "tasks.height.wdth = 3: unknown key; did you mean 'width'?",
@@ -218,6 +218,48 @@ def test_override_of_one_of_two_blocks_that_share_a_text_changes_one(load):
 def test_wrong_override_is_named(problems, override, problem):
     (line,) = problems("seed: 1\ntasks: {height: {}}", override)
     assert line.startswith(problem)
+
+
+ASYNC = "update: async, groups: {encoder: {lr: 1e-3, samples: 8}, height: {lr: 1e-4, samples: 3}}"
+
+
+def test_groups_of_an_asynchronous_update_belong_to_encoder_and_tasks(load, tmp_path):
+    config = load(f"tasks: {{height: {{}}}}\ntrain: {{{ASYNC}}}")
+    assert {name: (group.lr, group.samples) for name, group in config.train.groups.items()} == {
+        "encoder": (1e-3, 8),
+        "height": (1e-4, 3),
+    }
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml", ["run=trial"], TASKS) == config
+    # a task that is left out may keep its group, as it may keep its weight
+    fewer = load(f"tasks: {{height: {{}}, colour: {{}}}}\ntrain: {{{ASYNC}}}", "tasks.colour=null")
+    assert fewer.train.groups == config.train.groups
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            f"tasks: {{height: , colour: }}\ntrain: {{{ASYNC}}}",
+            "update: async needs groups for colour, each with lr and",
+        ),
+        (
+            "tasks: {height: }\ntrain: {update: async}",
+            "update: async needs groups for encoder, height, each with lr and",
+        ),
+        (f"tasks: {{height: }}\ntrain: {{{ASYNC}, precision: fp16}}", "fp16 needs one loss scale"),
+        (
+            f"tasks: {{height: }}\ntrain: {{{ASYNC}, optimizer: {{lr: 1}}}}",
+            "update: async has no use for optimizer and",
+        ),
+        ("tasks: {height: }\ntrain: {groups: {height: {lr: 1, samples: 2}}}", "groups are for update: async"),
+        (f"tasks: {{height: }}\ntrain: {{{ASYNC[:-2]}, lrr: 1}}}}}}", "unknown key; did you mean 'lr'?"),
+        (f"tasks: {{height: }}\ntrain: {{{ASYNC[:-1]}, hieght: {{}}}}}}", "unknown key; did you mean 'height'?"),
+    ],
+)
+def test_groups_that_do_not_fit_are_named(problems, text, problem):
+    (line,) = problems(text)
+    assert line.startswith("train") and problem in line
 
 
 @pytest.mark.parametrize("run", ["plain", "1e-3", "2024-01-01", "null", "yes", "1_000", "ä b/c", "12", "~"])

@@ -22,10 +22,10 @@ def list_draws(sampler, name):
     return [draw for batch in sampler for draw in batch if draw[2] == (name,)]
 
 
-def test_as_is_keeps_all_labels_and_symmetric_those_of_full_frames():
+def test_which_labels_the_regimes_keep_but_for_one_task():
     has = draw_labels()
     indices = {name: [index for index, there in enumerate(flags) if there] for name, flags in has.items()}
-    assert assign_labels(has, "as_is", 0) == indices
+    assert assign_labels(has, "as_is", 0) == assign_labels(has, "one_at_a_time", 0) == indices
     full = sorted(set.intersection(*map(set, indices.values())))
     assert full and assign_labels(has, "symmetric", 0) == dict.fromkeys(NAMES, full)
 
@@ -52,7 +52,7 @@ def test_one_task_never_leaves_a_rare_label_out(seed):
 
 
 def test_unknown_regimes_say_which_there_are():
-    with pytest.raises(ValueError, match=r"'half': choose as_is, symmetric or one_task"):
+    with pytest.raises(ValueError, match=r"'half': choose as_is, symmetric, one_task or one_at_a_time"):
         assign_labels(draw_labels(), "half", 0)
 
 
@@ -74,7 +74,7 @@ def test_a_stream_draws_each_frame_once_an_epoch_in_ever_new_order(micro_batch, 
     assert len(set(seeds)) == len(seeds)
 
 
-@pytest.mark.parametrize("regime", ["as_is", "symmetric", "one_task"])
+@pytest.mark.parametrize("regime", ["as_is", "symmetric", "one_task", "one_at_a_time"])
 def test_a_resumed_run_draws_what_the_whole_one_would_have(regime):
     assignment = assign_labels(draw_labels(), regime, 0)
     whole = list(CycleSampler(assignment, regime, 3, 2, 0, 0, 12))
@@ -85,7 +85,9 @@ def test_a_resumed_run_draws_what_the_whole_one_would_have(regime):
 
 def test_streams_bring_the_labels_of_their_regime():
     has = draw_labels()
-    for regime, streams in (("as_is", [NAMES] * 3), ("symmetric", [NAMES]), ("one_task", [("a",), ("b",), ("c",)])):
+    single = [("a",), ("b",), ("c",)]
+    regimes = {"as_is": [NAMES] * 3, "symmetric": [NAMES], "one_task": single, "one_at_a_time": single}
+    for regime, streams in regimes.items():
         sampler = CycleSampler(assign_labels(has, regime, 0), regime, 2, 2, 0, 0, 1)
         brought = [{names for _, _, names in batch} for batch in sampler]
         assert brought == [{names} for names in streams for _ in range(2)]

@@ -72,10 +72,11 @@ class Data(Closed):
         (0.7, 0.15, 0.15), description="shares of training, validation and test, for the splits that draw scenes"
     )
     views: list[str] = Field(["front_center"], min_length=1, description="cameras whose frames are used")
-    labels: Literal["as_is", "symmetric", "one_task"] = Field(
+    labels: Literal["as_is", "symmetric", "one_task", "one_at_a_time"] = Field(
         "as_is",
         description="as_is: every label there is; symmetric: only frames that have the labels of all tasks; "
-        "one_task: each frame keeps the label of one task",
+        "one_task: each frame keeps the label of one task; one_at_a_time: every label there is, but a sample brings "
+        "only that of its stream's task",
     )
     workers: NonNegativeInt = Field(4, description="processes that load frames; 0 loads in the main process")
     limit: PositiveInt | None = Field(None, description="use only the first so many frames of each part, for trials")
@@ -136,10 +137,23 @@ class Ema(Closed):
     ramp: NonNegativeInt = Field(2000, description="steps over which the decay rises to that value")
 
 
+class Group(Closed):
+    lr: PositiveFloat = Field(description="learning rate of its Adam, which stays the same")
+    samples: PositiveInt = Field(description="labelled samples whose gradients make a step")
+
+
 class Train(Closed):
-    steps: PositiveInt = Field(60000, description="optimizer steps; one is a cycle of micro-batches of all tasks")
+    steps: PositiveInt = Field(60000, description="cycles of micro-batches of all tasks; each updates the weights once")
     micro_batch: PositiveInt = Field(4, description="frames in a micro-batch")
     cycle: PositiveInt = Field(1, description="micro-batches of each task in a step (gradient accumulation)")
+    update: Literal["cycle", "async"] = Field(
+        "cycle",
+        description="cycle: one optimizer, which steps after every cycle; async: an Adam for every group, which steps "
+        "when it has seen enough samples",
+    )
+    groups: dict[str, Group] = Field(
+        {}, description="for async, in place of optimizer and schedule: encoder (and neck), and the head of each task"
+    )
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     ema: Ema | None = Field(default_factory=Ema, description="averaged weights; null: off")
@@ -152,6 +166,10 @@ class Train(Closed):
     save_every: PositiveInt = Field(1000, description="steps between two checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
     log_every: PositiveInt = Field(50, description="steps between two lines of metrics")
+
+    @field_serializer("groups")
+    def serialize_groups(self, groups):
+        return {name: group.model_dump(mode="json") for name, group in groups.items()}
 
 
 class Balancing(Closed):
@@ -201,6 +219,21 @@ class Config(Closed):
     @field_serializer("tasks")
     def serialize_tasks(self, tasks):
         return {name: options.model_dump(mode="json") for name, options in tasks.items()}
+
+    @field_validator("train")
+    @classmethod
+    def check_update(cls, train, info):
+        if train.update == "cycle":
+            if train.groups:
+                raise ValueError("groups are for update: async")
+            return train
+        if missing := [name for name in ("encoder", *info.data.get("tasks", {})) if name not in train.groups]:
+            raise ValueError(f"update: async needs groups for {', '.join(missing)}, each with lr and samples")
+        if (train.optimizer, train.schedule) != (Optimizer(), Schedule()):
+            raise ValueError("update: async has no use for optimizer and schedule; give its groups their lr")
+        if train.precision == "fp16":
+            raise ValueError("fp16 needs one loss scale, so all groups would have to step together; take bf16 or fp32")
+        return train
 
 
 def load_config(path: str | Path, overrides: list[str], tasks: dict[str, type[BaseModel]]) -> Config:
@@ -365,9 +398,13 @@ def _compose_schema(tasks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Conf
     """Return Config with the tasks' names and options in it; cached, as configs are equal only within one class."""
     names = [name for name, _ in tasks]
     block = create_model("Tasks", __base__=Closed, **{name: (options | None, None) for name, options in tasks})
+    groups = create_model("Groups", __base__=Closed, **dict.fromkeys(("encoder", *names), (Group | None, None)))
+
+    def keep_given(chosen: BaseModel) -> dict[str, BaseModel]:
+        return {name: getattr(chosen, name) for name in type(chosen).model_fields if getattr(chosen, name) is not None}
 
     def keep_chosen(chosen: BaseModel) -> dict[str, BaseModel]:
-        given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+        given = keep_given(chosen)
         if not given:
             raise ValueError(f"must name at least one task to train: {', '.join(names)}")
         return given
@@ -376,10 +413,14 @@ def _compose_schema(tasks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Conf
     balancing = create_model(
         "Balancing", __base__=Balancing, weights=(dict[Literal[*names], NonNegativeFloat], weights)
     )
+    train = create_model(
+        "Train", __base__=Train, groups=(Annotated[groups, AfterValidator(keep_given)], Field(default_factory=groups))
+    )
     return create_model(
         "Config",
         __base__=Config,
         tasks=(Annotated[block, AfterValidator(keep_chosen)], Field(default_factory=block)),
+        train=(train, Field(default_factory=train)),
         balancing=(balancing, Field(default_factory=balancing)),
     )
 
@@ -435,7 +476,9 @@ def _suggest(location: list[str], blocks: dict[str, list[str]]) -> str:
     for matches in (lambda key: key == name, lambda key: difflib.get_close_matches(name, [key], cutoff=0.8)):
         elsewhere = [f"{other}.{key}".lstrip(".") for other, keys in blocks.items() for key in keys if matches(key)]
         if elsewhere:
-            return f"did you mean {' or '.join(repr(key) for key in elsewhere)}?"
+            # the outermost alone: blocks that are alike, one for each task, would make a long list
+            least = min(key.count(".") for key in elsewhere)
+            return f"did you mean {' or '.join(repr(key) for key in elsewhere if key.count('.') == least)}?"
     return f"allowed here: {', '.join(blocks.get(block, [])) or 'nothing'}"
 
 

@@ -16,13 +16,13 @@ Draw = tuple[int, int, tuple[str, ...]]
 def assign_labels(has_label: Mapping[str, Sequence[bool]], regime: str, seed: int) -> dict[str, list[int]]:
     """Name -> the frames (by index) whose label of that name is used.
 
-    as_is: all there are. symmetric: only frames that have the labels of all. one_task: each frame keeps one of its
-    labels, drawn so that names get as equally many frames as the labels allow.
+    as_is, one_at_a_time: all there are. symmetric: only frames that have the labels of all. one_task: each frame keeps
+    one of its labels, drawn so that names get as equally many frames as the labels allow.
     """
     names = list(has_label)
     count = len(next(iter(has_label.values())))
     labels = [[name for name in names if has_label[name][index]] for index in range(count)]
-    if regime == "as_is":
+    if regime in ("as_is", "one_at_a_time"):
         kept = labels
     elif regime == "symmetric":
         kept = [names if len(found) == len(names) else [] for found in labels]
@@ -38,7 +38,7 @@ def assign_labels(has_label: Mapping[str, Sequence[bool]], regime: str, seed: in
                 totals[chosen] += 1
                 kept[index] = [chosen]
     else:
-        raise ValueError(f"no label regime {regime!r}: choose as_is, symmetric or one_task")
+        raise ValueError(f"no label regime {regime!r}: choose as_is, symmetric, one_task or one_at_a_time")
     return {name: [index for index in range(count) if name in kept[index]] for name in names}
 
 
@@ -60,7 +60,7 @@ class CycleSampler:
 
     A step is a cycle: `repeats` micro-batches of each stream, in the order of the streams. Under the symmetric regime
     there is one stream that all names share, else one for each name with its frames. Under "as_is" a frame brings all
-    its labels, whichever stream draws it.
+    its labels, whichever stream draws it, else only that of the stream.
     """
 
     def __init__(
