@@ -1,10 +1,12 @@
 """Config -> tasks, frames, network, also from a weights file: what the scripts and benchmarks share."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 from tqdm import tqdm
 
@@ -12,13 +14,44 @@ from a2d2.dataset import DerivedRoot, index_roots
 from a2d2.frames import VIEWS, Frame
 from a2d2.splits import SPLITS, split_frames
 from models.bifpn import BiFPN
+from models.densedepth import STRIDES, DenseDepth
 from models.encoders import Encoder
 from models.multitask import MultitaskNet
+from models.pilotnet import PilotNet
+from models.thesis import HEADS, ThesisNet
+from models.unet import UNet
+from models.yolo import Yolo
 from tasks import TASKS
 from tasks.task import Task
 from training.checkpoint import load_weights
 
 HEADER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of network takes from a config.
+
+    languages: the outputs that its own heads give, in the words of Task.language; None: every task builds its head.
+    one_task: it is for a single task.
+    encoder, neck, tasks_heads: it takes these from the config; what it does not take must be left at its defaults.
+    """
+
+    languages: tuple[str, ...] | None
+    one_task: bool = True
+    encoder: bool = False
+    neck: bool = False
+    tasks_heads: bool = False
+
+
+KINDS = {
+    "multitask": Kind(None, one_task=False, encoder=True, neck=True, tasks_heads=True),
+    "unet": Kind(("map",)),
+    "densedepth": Kind(("log_depth",), encoder=True),
+    "yolo": Kind(("boxes",), tasks_heads=True),
+    "pilotnet": Kind(("numbers",)),
+    "thesis": Kind(tuple(HEADS), one_task=False, encoder=True),
+}
 
 
 class WrongUseError(ValueError):
@@ -96,16 +129,75 @@ def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], loa
     """The network of a config's `model` block; `size` is (width, height) of its input.
 
     Without `load_pretrained` the encoder starts untrained whatever the config says: its weights come from a file.
+
+    WrongUseError: a kind of network that does not fit the tasks, or options that it would ignore. ValueError: an
+    encoder that there is not, or whose weights cannot be had.
     """
-    encoder_options = model.encoder.model_dump()
-    if not load_pretrained:
-        encoder_options |= {"pretrained": False, "weights": None}
-    if model.kind != "multitask":
-        raise WrongUseError(f"model.kind = {model.kind!r}: only multitask can be trained yet")
-    encoder = Encoder(**encoder_options, size=(size[1], size[0]))
-    neck = BiFPN(encoder.channels, **model.neck.model_dump())
-    channels = encoder.channels | neck.channels
-    return MultitaskNet(encoder, neck, {name: task.head(channels) for name, task in tasks.items()})
+    check_fit(model, tasks)
+
+    def build_encoder(**given: Any) -> Encoder:
+        options = model.encoder.model_dump()
+        if not load_pretrained:
+            options |= {"pretrained": False, "weights": None}
+        return Encoder(**options, size=(size[1], size[0]), **given)
+
+    if model.kind == "multitask":
+        encoder = build_encoder()
+        neck = BiFPN(encoder.channels, **model.neck.model_dump())
+        channels = encoder.channels | neck.channels
+        return MultitaskNet(encoder, neck, {name: build_head(task, channels) for name, task in tasks.items()})
+    if model.kind == "thesis":
+        heads = {name: (task.language, task.head_arguments()) for name, task in tasks.items()}
+        return ThesisNet(build_encoder(), heads, (size[1], size[0]))
+    ((name, task),) = tasks.items()
+    if model.kind == "yolo":
+        return Yolo(name, partial(build_head, task))
+    if model.kind == "densedepth":
+        return DenseDepth(name, build_encoder(strides=STRIDES), **task.head_arguments())
+    return {"unet": UNet, "pilotnet": PilotNet}[model.kind](name, **task.head_arguments())
+
+
+def build_head(task: Task, channels: dict[str, int]) -> nn.Module:
+    """The task's own head; WrongUseError where its options do not fit these features."""
+    try:
+        return task.head(channels)
+    except ValueError as error:
+        raise WrongUseError(f"tasks.{task.name}.head: {error}") from error
+
+
+def check_fit(model: Any, tasks: dict[str, Task]) -> None:
+    """WrongUseError where a kind of network does not answer what the tasks ask, or would ignore given options."""
+    kind = KINDS[model.kind]
+    if kind.one_task and len(tasks) != 1:
+        raise WrongUseError(
+            f"model.kind={model.kind} is for one task, not for {', '.join(tasks) or 'none'}: leave the others out "
+            f"(tasks.NAME=null), or take model.kind=multitask"
+        )
+    for name, task in tasks.items():
+        if kind.languages is not None and task.language not in kind.languages:
+            fitting = [other for other, its in KINDS.items() if its.languages is None or task.language in its.languages]
+            raise WrongUseError(
+                f"model.kind={model.kind} answers {' or '.join(kind.languages)}, but tasks.{name} asks for "
+                f"{task.language}: take model.kind={' or '.join(fitting)}, change that task's options, or leave it out "
+                f"(tasks.{name}=null)"
+            )
+    ignored = []
+    if not kind.encoder:
+        ignored += list_changed("model.encoder", model.encoder)
+    if not kind.neck:
+        ignored += list_changed("model.neck", model.neck)
+    if not kind.tasks_heads:
+        heads = {name: getattr(task.options, "head", None) for name, task in tasks.items()}
+        for name, options in heads.items():
+            ignored += list_changed(f"tasks.{name}.head", options) if options is not None else []
+    if ignored:
+        raise WrongUseError(f"model.kind={model.kind} has no use for {', '.join(ignored)}: leave it at its default")
+
+
+def list_changed(key: str, options: BaseModel) -> list[str]:
+    """Which options of a block differ from their defaults, as key=value."""
+    values, defaults = options.model_dump(mode="json"), type(options)().model_dump(mode="json")
+    return [f"{key}.{name}={value}" for name, value in values.items() if value != defaults[name]]
 
 
 def pick_device(name: str) -> torch.device:
@@ -156,7 +248,9 @@ def load_trained(run: Path, device: torch.device) -> Trained:
         size = tuple(header["input_size"])
         net = build_network(Model(**header["model"]), tasks, size, load_pretrained=False)
         net.load_state_dict(tensors)
-        split = Split(**header["split"])
+        split = Split(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in header["split"].items()}
+        )
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this version of the code: {error}") from error
     name = path.parent.name if path.name == "best.safetensors" else path.stem

@@ -10,6 +10,7 @@ from typing import Literal
 
 import timm
 import torch
+from huggingface_hub import model_info, try_to_load_from_cache
 from jaxtyping import Float
 from timm.layers import Format
 from timm.models import load_state_dict
@@ -108,6 +109,8 @@ def create_backbone(name: str, pretrained: bool, size: tuple[int, int] | None) -
     # Without a connection the hub's client repeats itself a dozen times before the error below says it once.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
+        if pretrained and configuration is not None and configuration.hf_hub_id:
+            knock_at_hub(configuration.hf_hub_id)
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except Exception as error:
         if not pretrained:
@@ -119,16 +122,26 @@ def create_backbone(name: str, pretrained: bool, size: tuple[int, int] | None) -
         ) from error
 
 
+def knock_at_hub(repository: str) -> None:
+    """Raise at once what the hub's client would raise, after a minute of trying again, where nobody answers.
+
+    Weights that are in the client's cache need no answer.
+    """
+    files = ("model.safetensors", "pytorch_model.bin")
+    if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        model_info(repository, timeout=10)
+
+
 def load_weights(backbone: nn.Module, name: str, path: Path) -> None:
     """Fill the backbone from a weights file of the whole network; its classifier is left out.
 
     timm flattens some module names of a feature network ("stages.0" becomes "stages_0"), so tensors are matched by
     their names without dots.
     """
+    if not path.is_file():
+        raise ValueError(f"model.encoder.weights: there is no file {path}")
     try:
         found = load_state_dict(str(path), weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"model.encoder.weights: there is no file {path}") from None
     except Exception as error:
         # safetensors and torch have classes of their own for a broken file.
         raise ValueError(f"model.encoder.weights: cannot read {path} ({type(error).__name__}: {error})") from error

@@ -1,33 +1,36 @@
 """The specialist for boxes: a one-stage, anchor-free detector with a cross-stage-partial trunk of its own.
 
-Example: `Yolo("boxes", classes=14)(torch.rand(1, 3, 64, 96))["boxes"].classes` has the shape (1, 126, 14).
+Example: with `build_head = partial(DenseDetectionHead, reads=("trunk.8", "trunk.16", "trunk.32"), classes=14)`,
+`Yolo("boxes", build_head)(torch.rand(1, 3, 64, 96))["boxes"].classes` has the shape (1, 126, 14).
 
 Written from the papers: blocks from CSPNet (arXiv 1911.11929), pyramid pooling and path aggregation from YOLOv4
 (arXiv 2004.10934), the anchor-free, decoupled head from YOLOX (arXiv 2107.08430), with FCOS's centre-ness in place of
 an objectness. GroupNorm everywhere: batches here are small.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.heads import DenseDetectionHead
 from models.layers import Features, convolve, enlarge, pad_to_multiple
 from models.multitask import MultitaskNet
 
 
 class Yolo(MultitaskNet):
-    """One head `name`: a DetectionOutput over the strides 8, 16 and 32.
+    """One head `name`, a dense detector on features of the strides 8, 16 and 32.
 
+    build_head: makes it, given the channels of the trunk's features; as everywhere, it names the features it reads, and
+        whoever matches boxes with its output takes the strides from there.
     width, depth: channels of the trunk at stride 2, and blocks in its short stages (the long ones have three times as
-    many).
+        many).
     """
 
-    def __init__(self, name: str, classes: int, width: int = 56, depth: int = 2):
+    def __init__(self, name: str, build_head: Callable[[dict[str, int]], nn.Module], width: int = 56, depth: int = 2):
         trunk = YoloTrunk(width, depth)
-        head = DenseDetectionHead(trunk.channels, tuple(trunk.channels), classes, width=128, depth=2)
-        super().__init__(trunk, None, {name: head})
+        super().__init__(trunk, None, {name: build_head(trunk.channels)})
 
 
 class Bottleneck(nn.Module):

@@ -60,6 +60,8 @@ def write_root(root, size=SIZE):
             ]
             write_json(frame.path("boxes"), {"boxes": [] if (scene, identity) == WITHOUT_BOXES else boxes})
         if "steering" in kinds:
-            write_json(frame.path("steering"), {"angle_deg": 10.0 * number - 15})
+            angles = [10.0 * number - 15, 10.0 * number - 13]
+            samples = {"angles_deg": angles, "timestamps_us": [1000, 6000]}
+            write_json(frame.path("steering"), {"angle_deg": angles[0], "speed_kmh": 30.0, **samples})
         frames.append(frame)
     return frames

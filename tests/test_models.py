@@ -160,6 +160,18 @@ def test_pretrained_weights_out_of_reach_name_the_two_ways_out(tmp_path, monkeyp
     assert "\n" not in str(caught.value)
 
 
+def test_pretrained_weights_in_the_cache_need_no_connection(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--timm--resnet18.a1_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    whole = timm.create_model("resnet18", pretrained=False)
+    save_file(whole.state_dict(), repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    assert torch.equal(Encoder("resnet18").backbone.layer4[1].conv2.weight, whole.layer4[1].conv2.weight)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

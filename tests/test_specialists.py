@@ -1,22 +1,25 @@
 """The specialists: their sizes, and the same contract as the shared network's heads."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from models.densedepth import STRIDES, DenseDepth
 from models.encoders import Encoder
-from models.heads import DetectionOutput
+from models.heads import DenseDetectionHead, DetectionOutput
 from models.pilotnet import PilotNet, cut_strip
 from models.unet import UNet
 from models.yolo import Yolo
+
+build_dense_head = partial(DenseDetectionHead, reads=("trunk.8", "trunk.16", "trunk.32"), depth=2)
 
 # As shipped, with the millions of parameters that the comparison counts on.
 SHIPPED = {
     "unet": (lambda: UNet("x", outputs=19), 31, 0.5),
     "densedepth": (lambda: DenseDepth("x", Encoder("densenet169", pretrained=False, strides=STRIDES)), 44, 1.5),
-    "yolo": (lambda: Yolo("x", classes=14), 30, 10),
+    "yolo": (lambda: Yolo("x", partial(build_dense_head, classes=14)), 30, 10),
     "pilotnet": (lambda: PilotNet("x"), 0.25, 0.01),
 }
 
@@ -28,7 +31,7 @@ def build_small_encoder():
 SMALL = {
     "unet": lambda: UNet("x", outputs=5, width=8),
     "densedepth": lambda: DenseDepth("x", build_small_encoder()),
-    "yolo": lambda: Yolo("x", classes=3, width=8, depth=1),
+    "yolo": lambda: Yolo("x", partial(build_dense_head, classes=3), width=8, depth=1),
     "pilotnet": lambda: PilotNet("x", outputs=2),
 }
 SIZES = [(64, 96), (75, 131), (33, 257)]
