@@ -87,6 +87,13 @@ def _nearest_maps(camera: Camera) -> tuple[np.ndarray, int]:
     return nearest, int(inside.size - inside.sum())
 
 
+@lru_cache(maxsize=2)
+def _list_scratch(size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 4"]]:
+    """Room for one view, kept from frame to frame: asking the system for it anew costs more than filling it."""
+    width, height = size
+    return np.empty((height, width, 3), np.uint8), np.empty((height, width, 4), np.uint8)
+
+
 def reduce_picture(picture: UInt8[np.ndarray, "h w 3"], camera: Camera) -> UInt8[np.ndarray, "H W 3"]:
     """A recorded picture -> the undistorted view at `camera.size`, without aliasing; black outside the recording.
 
@@ -109,11 +116,12 @@ def look_up_classes(label: UInt8[np.ndarray, "h w 3"], camera: Camera) -> tuple[
     colours invents classes (format notes, section 5). IGNORE where the colour is unknown or nothing was recorded.
     """
     nearest, outside = _nearest_maps(camera)
+    colours, padded = _list_scratch(camera.size)
     # black, the border's value, is no label colour
-    colours = cv2.remap(label, nearest, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+    cv2.remap(label, nearest, None, cv2.INTER_NEAREST, dst=colours, borderMode=cv2.BORDER_CONSTANT)
     # As little-endian int32, blue, green, red and an alpha of 255 are the packed colour minus 2^24, and counted from
     # the table's end that is the packed colour's place: the quickest way to look up so many.
-    packed = cv2.cvtColor(colours, cv2.COLOR_RGB2BGRA).view("<i4")[..., 0]
+    packed = cv2.cvtColor(colours, cv2.COLOR_RGB2BGRA, dst=padded).view("<i4")[..., 0]
     classes = np.take(colour_table(), packed)
     return classes, int(np.count_nonzero(classes == IGNORE)) - outside
 
