@@ -42,13 +42,12 @@ class SteeringOptions(TaskOptions):
 def find_frame_sample(content: dict) -> int | None:
     """Which of a derived file's samples is the frame's own: one that equals `angle_deg`; None if there is none.
 
-    Of several, as on a straight road, the nearest to the frame's time, `timestamp_us`; where a file does not tell it,
-    to the middle of the samples, because they surround the frame (format notes, section 7).
+    Of several, as on a straight road, the nearest to the middle of the samples, because they surround the frame's time
+    (format notes, section 7).
     """
     times = np.array(content["timestamps_us"], dtype=np.float64)
     same = np.flatnonzero(np.array(content["angles_deg"]) == content["angle_deg"])
-    moment = content.get("timestamp_us", np.median(times) if len(times) else 0.0)
-    return int(same[np.abs(times[same] - moment).argmin()]) if len(same) else None
+    return int(same[np.abs(times[same] - np.median(times)).argmin()]) if len(same) else None
 
 
 class SteeringMetrics(Metrics):
