@@ -29,7 +29,7 @@ def map_units(work: Callable, units: Iterable, address: str) -> Iterator[tuple[o
             f"--cluster needs dask.distributed ({error}): pip install 'dask[distributed]', or leave --cluster out"
         ) from error
     try:
-        client = Client(address, timeout="20s")
+        client = Client(address, timeout="10s")
     except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
             f"no dask scheduler answers at {address!r} ({error}): start one by `dask scheduler` and workers by "
