@@ -22,7 +22,7 @@ from a2d2.boxes import NEAR_METRES, find_hull, read_label3d
 from a2d2.calibration import Camera
 from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import Frame, bus_path
-from a2d2.images import ImageError, _read_png_header, decode_rgb_png
+from a2d2.images import ImageError, decode_rgb_png, read_png_header
 
 PICTURE_TYPE = (8, "RGB")  # bits a channel and colour type of a camera or label PNG (format notes, section 5)
 MAPPING = ("row", "col", "depth")  # the arrays of an npz that depth labels are made of
@@ -169,12 +169,12 @@ def _check_picture(path: Path, decode: bool) -> PictureHeader:
     """The header of a whole PNG; ImageError for one that is cut off or, if it is decoded, damaged anywhere."""
     if decode:
         data = path.read_bytes()
-        header = _read_png_header(data)
+        header = read_png_header(data)
         if header[2:] == PICTURE_TYPE:
             decode_rgb_png(data)
         return header
     with path.open("rb") as file:
-        header = _read_png_header(file.read(33))
+        header = read_png_header(file.read(33))
         file.seek(-len(_PNG_END), os.SEEK_END)
         if file.read() != _PNG_END:
             raise ImageError("a damaged PNG (it has no end, so it was cut off)")
@@ -191,7 +191,7 @@ def _read_moment(path: Path) -> int | None:
 
 def _read_label(path: Path, camera: Camera | None, facts: FrameFacts) -> None:
     data = path.read_bytes()
-    header = _read_png_header(data)
+    header = read_png_header(data)
     foreign_size = camera is not None and header[:2] != camera.recorded_size
     if header[2:] == PICTURE_TYPE and not foreign_size:
         facts.label = count_colours(decode_rgb_png(data))

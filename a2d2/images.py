@@ -28,7 +28,7 @@ class ImageError(ValueError):
     """A file that is not the image it should be; the message says what it is."""
 
 
-def _read_png_header(data: bytes) -> tuple[int, int, int, str]:
+def read_png_header(data: bytes) -> tuple[int, int, int, str]:
     """Width, height, bits a channel and colour type of a PNG."""
     if not data:
         raise ImageError("the file is empty")
@@ -47,7 +47,7 @@ def _check_png_type(found: tuple[int, str], wanted: tuple[int, str]) -> None:
 
 def decode_rgb_png(data: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an 8-bit RGB PNG, of (width, height) `size` if given; ImageError for anything else or damaged."""
-    width, height, bits, colour = _read_png_header(data)
+    width, height, bits, colour = read_png_header(data)
     _check_png_type((bits, colour), (8, "RGB"))
     if size is not None and (width, height) != tuple(size):
         raise ImageError(f"{width}x{height} pixels, the calibration says {size[0]}x{size[1]}")
@@ -65,7 +65,7 @@ def read_rgb_png(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.nd
 def read_depth_png(path: Path) -> UInt16[np.ndarray, "h w"]:
     """Read a 16-bit gray PNG: metres x 256, 0 where nothing is known (KITTI's convention)."""
     data = Path(path).read_bytes()
-    width, height, bits, colour = _read_png_header(data)
+    width, height, bits, colour = read_png_header(data)
     _check_png_type((bits, colour), (16, "gray"))
     try:
         return kornia_io.decode_image_png_u16(data, (height, width), "mono").reshape(height, width)
