@@ -123,13 +123,13 @@ class Task(ABC):
         """The fitted constant as an answer to each row of a target."""
 
     @property
+    @abstractmethod
     def language(self) -> str:
         """Which kind of output `loss` and `answer` understand, so that a network that brings its own heads can fit one.
 
         "map": a dense map of logits. "log_depth": a dense map of log-metres. "boxes": a dense detector's output.
         "box_grid": a grid of boxes. "numbers": a row of numbers.
         """
-        raise NotImplementedError(f"{type(self).__name__} names no language")
 
     def head_arguments(self) -> dict[str, Any]:
         """What a head for this task must know beside the features it reads, whoever builds it."""

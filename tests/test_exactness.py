@@ -5,17 +5,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
+from a2d2.calibration import load_calibration
 from a2d2.dataset import Geometry
-from a2d2.frames import Frame
-from a2d2.images import write_json
+from a2d2.derive import Recipe, derive_boxes, derive_camera, derive_depth, derive_segmentation, derive_steering
+from a2d2.frames import Frame, list_frames
+from a2d2.images import read_image, write_json
+from a2d2.synthetic import write_dataset
+from build import build_network
 from models.heads import DetectionOutput
+from tasks import TASKS
 from tasks.depth import Depth, silog_losses
 from tasks.detection import Detection
 from tasks.segmentation import Segmentation, measure_dice, measure_lovasz
 from tasks.steering import Steering
+from training.config import Model
 
 SIZE = (128, 64)
 SAME, MIRROR = Geometry.identity(SIZE), Geometry(SIZE, (0, 0, *SIZE), SIZE, flip=True)
@@ -231,17 +238,15 @@ def test_horizon_begins_at_the_frames_own_sample_and_repeats_the_last(tmp_path):
     times = [1000, 2000, 3000, 4000, 5000, 6000]
     angles = [7.0, 1.0, 1.0, 2.0, 7.0, 3.0]
 
-    def load(name, angle, **more):
-        content = {"angle_deg": angle, "angles_deg": angles, "timestamps_us": times, **more}
+    def load(name, angle):
+        content = {"angle_deg": angle, "angles_deg": angles, "timestamps_us": times}
         return task.load(write_steering(tmp_path, name, **content)).tolist()
 
     assert load("000000001", 2.0) == [2, 7, 3, 3]
     assert load("000000002", 3.0) == [3, 3, 3, 3]
-    # of equal samples the one nearest the middle, 3500, or nearest the frame's time where the file tells it
+    # of equal samples the one nearest the middle, 3500
     assert load("000000003", 1.0) == [1, 2, 7, 3]
-    assert load("000000004", 1.0, timestamp_us=1600) == [1, 1, 2, 7]
     assert load("000000005", 7.0) == [7, 3, 3, 3]
-    assert load("000000006", 7.0, timestamp_us=1600) == [7, 1, 1, 2]
     assert task.blank(SIZE).shape == (4,) and task.head_arguments() == {"outputs": 4}
     with pytest.raises(ValueError, match=r"000000007\.json: its angle_deg is none of its angles_deg; delete"):
         load("000000007", 2.5)
@@ -262,3 +267,150 @@ def test_horizon_is_scored_beside_the_angle_at_the_frames_time():
     assert scores["mae"] == 1 and scores["rmse"] == 1
     assert scores["mae/horizon"] == pytest.approx((1 + 0 + 0 + 1 + 0 + 10) / 6)
     assert task.answer_constant(target).eq(2).all()
+
+
+# Learning, on cut-outs of synthetic frames
+
+
+DERIVED = (512, 320)
+# A head at stride 4 cannot say everything about a small picture of a whole scene: a free map of log-depth in place of
+# the network, fitted to such labels at 128x80, ends at AbsRel 0.075, and free logits at mIoU 0.89. Cut out of a larger
+# one, in the lower left, where things are near and of many classes, they reach 0.015 and 0.97.
+CUT = Geometry(DERIVED, (0, 192, 128, 80), (128, 80))
+DENSE = {"reads": ("neck.8", "neck.16", "neck.32"), "width": 64, "depth": 2}
+OPTIONS = {
+    "segmentation": {"class_balance": 0.5, "lovasz": 1.0, "head": {"width": 64}},
+    "depth": {"head": {"depth": 1}},
+    "detection": {"head": DENSE},
+    "steering": {},
+}
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Derived frames, some without some labels."""
+    out = tmp_path_factory.mktemp("set")
+    write_dataset(out, scenes=4, frames=2, size=(480, 304), workers=1)
+    raw = out / "camera_lidar_semantic_bboxes"
+    cameras = load_calibration(raw / "cams_lidars.json").cameras
+    cameras = {name: camera.resize(DERIVED) for name, camera in cameras.items()}
+    recipe = Recipe(out / "derived", cameras, {"format": "png"}, out / "camera_lidar_semantic_bus")
+    frames = list_frames(raw, "camera", ["front_center"])
+    for frame in frames:
+        for derive in (derive_camera, derive_segmentation, derive_depth, derive_boxes):
+            derive(frame, recipe)
+        derive_steering([frame], recipe)
+    return [frame.under(recipe.out) for frame in frames]
+
+
+def load_four(frames, name, **options):
+    """A task fitted to its labels, and up to four images (n, 3, 80, 128) whose targets hold something to count."""
+    task = TASKS[name](TASKS[name].Options(**{**OPTIONS[name], **options}))
+    labelled = [frame for frame in frames if task.has_label(frame)]
+    labels = [task.load(frame) for frame in labelled]
+    task.fit(labels)
+    images, targets = [], []
+    for frame, label in zip(labelled, labels, strict=True):
+        image = torch.from_numpy(read_image(frame.path("image_lossless"))).permute(2, 0, 1)
+        target = task.transform(label, CUT)
+        if task.count(default_collate([target])) > 0:
+            images.append(CUT.transform_image(image))
+            targets.append(target)
+    return task, torch.stack(images[:4]), default_collate(targets[:4])
+
+
+def build_alone(task):
+    """A small network with this task's head, none of whose layers starts at zero but for the adapters'."""
+    torch.manual_seed(0)
+    encoder = {"name": "resnet18", "pretrained": False, "norm": "group"}
+    net = build_network(Model(encoder=encoder, neck={"width": 64, "repeats": 1}), {task.name: task}, CUT.size)
+    for name, parameter in net.heads.named_parameters():
+        if "adapters" not in name and parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.01)
+    return net
+
+
+def measure_loss(net, task, images, targets):
+    return task.loss(net(images)[task.name], targets) / task.count(targets)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_step_down_the_gradient_lowers_the_loss_as_it_foretells(name, frames):
+    task, images, targets = load_four(frames, name)
+    net = build_alone(task)
+    before = measure_loss(net, task, images, targets)
+    before.backward()
+    steepness = sum(parameter.grad.square().sum() for parameter in net.parameters() if parameter.grad is not None)
+    expected = 1e-3 * before.item()
+    torch.optim.SGD(net.parameters(), lr=expected / steepness.item()).step()
+    with torch.no_grad():
+        after = measure_loss(net, task, images, targets)
+    assert before.item() - after.item() == pytest.approx(expected, rel=0.3)
+
+
+def to_tensors(output):
+    return [output] if isinstance(output, torch.Tensor) else [part for part in output if isinstance(part, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_options_that_all_heads_have(name, frames):
+    """`stop_gradient` spares encoder and neck, `adapter` starts as the identity and learns."""
+    task, images, targets = load_four(frames, name)
+    net = build_alone(task)
+    measure_loss(net, task, images, targets).backward()
+    assert sum(parameter.grad.abs().sum() for parameter in net.encoder.parameters()) > 0
+
+    head = task.options.head.model_dump()
+    task, images, targets = load_four(frames, name, head={**head, "stop_gradient": True, "adapter": True})
+    changed = build_alone(task)
+    missing, unexpected = changed.load_state_dict(net.state_dict(), strict=False)
+    assert unexpected == [] and len(missing) == 4 * len(head["reads"]) and all(".adapters." in key for key in missing)
+    with torch.no_grad():
+        outputs = (to_tensors(found(images)[name]) for found in (net, changed))
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+    measure_loss(changed, task, images, targets).backward()
+    assert all(parameter.grad is None for parameter in changed.shared_parameters())
+    assert all(adapter.change[-1].weight.grad.any() for adapter in changed.heads[name].adapters)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_levels_width_and_depth_of_each_head_are_options(name, frames):
+    chosen = {"reads": ("neck.8", "neck.32"), "width": 32, "depth": 2}
+    sizes = {}
+    changes = {"": {}, "reads": {"reads": ("neck.8",)}, "width": {"width": 64}, "depth": {"depth": 3}}
+    for key, change in changes.items():
+        task, images, targets = load_four(frames, name, head={**chosen, **change})
+        net = build_alone(task)
+        assert net.heads[name].reads == task.options.head.reads
+        measure_loss(net, task, images, targets).backward()
+        assert all(parameter.grad is not None for parameter in net.head_parameters(name))
+        sizes[key] = sum(parameter.numel() for parameter in net.head_parameters(name))
+    assert sizes["reads"] < sizes[""] < min(sizes["width"], sizes["depth"])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "rate", "score", "bar"),
+    [
+        ("segmentation", 110, 8e-3, "miou", 0.9),
+        ("depth", 130, 4e-3, "abs_rel", 0.05),
+        ("detection", 50, 4e-3, "ap50", 0.9),
+        ("steering", 60, 4e-3, "mae", 1.0),
+    ],
+)
+def test_each_head_alone_learns_four_frames_by_heart(name, steps, rate, score, bar, frames):
+    task, images, targets = load_four(frames, name)
+    assert len(images) == 4
+    net = build_alone(task)
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        measure_loss(net, task, images, targets).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        optimizer.step()
+        schedule.step()
+    metrics = task.metrics()
+    with torch.no_grad():
+        metrics.update(task.answer(net.eval()(images)[name], CUT.size), targets)
+    found = metrics.compute()[score]
+    assert found > bar if task.better == "higher" else found < bar
