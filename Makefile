@@ -1,4 +1,4 @@
-# demo: from nothing to a picture with four answers    test: all tests    lint: style
+# demo: from nothing to a picture with four answers    test: all tests    lint: style    bench: what RESULTS.md tells
 # Each sets up .venv first. A PyTorch that fits and is already there (in .venv, or in $(PYTHON)) is kept.
 
 SHELL := /bin/sh
@@ -11,7 +11,7 @@ FITTING := import torch, torchvision; \
 RAW := Datasets/synthetic/camera_lidar_semantic_bboxes
 SCRIPTS := camera segmentation depth_preprocess bounding_box steering_angle
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 .venv/installed: requirements.lock Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it by: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -45,3 +45,8 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/networks.py --speed
