@@ -22,7 +22,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from a2d2.dataset import Augmentation, FrameDataset
-from build import Data, Split, WrongUseError, build_network, build_tasks, fit_tasks, load_data, pick_device, read_split
+from build import (
+    Data,
+    Split,
+    WrongUseError,
+    build_network,
+    build_tasks,
+    check_fit,
+    fit_tasks,
+    load_data,
+    pick_device,
+    read_split,
+)
 from evaluate import Scores, evaluate, format_table, mean_skill
 from tasks import TASKS
 from tasks.task import Task
@@ -134,12 +145,13 @@ def train(config: Config, folder: Path, resume: bool) -> None:
     autocast = choose_precision(config.train.precision, device)
 
     # ---- frames and tasks
+    tasks = build_tasks(config.tasks)
+    check_fit(config.model, tasks)  # a mistake in the config is told before anything is read
     split = read_split(config.data)
     data = load_data(split, limit=config.data.limit)
     frames = data.parts["train"]
     if not frames:
         raise ValueError(f"split {split.name!r} has no training frames in {', '.join(split.roots)}")
-    tasks = build_tasks(config.tasks)
     has_label = {name: [task.has_label(frame) for frame in frames] for name, task in tasks.items()}
     assignment = assign_labels(has_label, config.data.labels, config.seed)
     if bare := [name for name, indices in assignment.items() if not indices]:
