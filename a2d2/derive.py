@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from pathlib import Path
+from threading import get_ident
 
 import cv2
 import numpy as np
@@ -87,9 +88,12 @@ def _nearest_maps(camera: Camera) -> tuple[np.ndarray, int]:
     return nearest, int(inside.size - inside.sum())
 
 
-@lru_cache(maxsize=2)
-def _list_scratch(size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 4"]]:
-    """Room for one view, kept from frame to frame: asking the system for it anew costs more than filling it."""
+@lru_cache(maxsize=16)
+def _list_scratch(size: tuple[int, int], thread: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 4"]]:
+    """Room for one view, kept from frame to frame: asking the system for it anew costs more than filling it.
+
+    Each thread has its own, because a dask worker may run several.
+    """
     width, height = size
     return np.empty((height, width, 3), np.uint8), np.empty((height, width, 4), np.uint8)
 
@@ -116,7 +120,7 @@ def look_up_classes(label: UInt8[np.ndarray, "h w 3"], camera: Camera) -> tuple[
     colours invents classes (format notes, section 5). IGNORE where the colour is unknown or nothing was recorded.
     """
     nearest, outside = _nearest_maps(camera)
-    colours, padded = _list_scratch(camera.size)
+    colours, padded = _list_scratch(camera.size, get_ident())
     # black, the border's value, is no label colour
     cv2.remap(label, nearest, None, cv2.INTER_NEAREST, dst=colours, borderMode=cv2.BORDER_CONSTANT)
     # As little-endian int32, blue, green, red and an alpha of 255 are the packed colour minus 2^24, and counted from

@@ -2,12 +2,17 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 from raw_scenes import write_raw_set
 from script_runs import SCRIPTS, read_tree, run
 
+from a2d2.calibration import load_calibration
+from a2d2.classes import CLASSES, class_colour
+from a2d2.derive import look_up_classes
 from preprocessing._cluster import ClusterError, map_units
 
 distributed = pytest.importorskip("distributed")
@@ -63,3 +68,15 @@ def test_a_frame_that_kills_its_workers_is_named_and_the_others_done(cluster):
 def test_nobody_at_the_address_is_one_line(raw, tmp_path):
     code, printed = run("camera", raw, tmp_path, "--cluster", "tcp://127.0.0.1:9")
     assert code == 1 and "no dask scheduler answers at 'tcp://127.0.0.1:9'" in printed and "dask worker" in printed
+
+
+def test_threads_of_one_worker_do_not_mix_their_labels(raw):
+    """`dask worker` runs several threads in one process unless it is told otherwise."""
+    (camera,) = load_calibration(raw / "cams_lidars.json").cameras.values()
+    camera = camera.resize((1024, 640))
+    width, height = camera.recorded_size
+    labels = [np.full((height, width, 3), class_colour(name), np.uint8) for name in CLASSES]
+    alone = [look_up_classes(label, camera)[0] for label in labels]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda label: look_up_classes(label, camera)[0], 5 * labels))
+    assert all(np.array_equal(found, wanted) for found, wanted in zip(together, 5 * alone, strict=True))
