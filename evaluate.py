@@ -1,4 +1,4 @@
-"""Runs -> one table of metrics, each headline beside its constant predictor.
+"""Runs -> one table of metrics, each primary metric beside its constant predictor.
 
     python evaluate.py runs/demo [runs/other ...] [--split val] [--data Datasets/processed/1024x640]
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from a2d2.dataset import FrameDataset
 from a2d2.frames import Frame
-from build import Data, Trained, WrongUseError, load_data, load_trained, pick_device
+from experiment import Data, Trained, WrongUseError, load_data, load_trained, pick_device
 from tasks.task import Task
 from training.balancing import find_rows, move, take_rows
 from training.checkpoint import write_json
@@ -42,7 +42,7 @@ def evaluate(
 ) -> Scores:
     """Score a network in evaluation mode on the labelled frames.
 
-    Returns for each task: `headline` (its name), `score`, `constant` (the constant predictor's score on the same
+    Returns for each task: `primary_metric` (its name), `score`, `constant` (the constant predictor's score on the same
     labels), `skill`, `frames` (how many had a label) and `metrics` (all of them); values are None where no frame has a
     label. `check_stop` is called between batches and may raise.
     """
@@ -61,8 +61,8 @@ def evaluate(
         outputs = net(image, {name: found.to(device) for name, found in rows.items()})
         for name, output in outputs.items():
             target = move(take_rows(batch["targets"][name], rows[name]), device)
-            answered[name].update(tasks[name].answer(output, data.size), target)
-            constant[name].update(tasks[name].answer_constant(target), target)
+            answered[name].update(tasks[name].predict(output, data.size), target)
+            constant[name].update(tasks[name].predict_constant(target), target)
             counts[name] += len(rows[name])
     return {
         name: _summarise(task, answered[name].compute(), constant[name].compute(), counts[name])
@@ -71,12 +71,12 @@ def evaluate(
 
 
 def _summarise(task: Task, metrics: dict[str, Any], constant: dict[str, Any], frames: int) -> dict[str, Any]:
-    score, base = metrics[task.headline], constant[task.headline]
+    score, base = metrics[task.primary_metric], constant[task.primary_metric]
     # where the best constant finds nothing at all, its score is the worst there is
     base = 0.0 if base is None and score is not None and task.better == "higher" else base
     known = score is not None and base is not None
     return {
-        "headline": task.headline,
+        "headline": task.primary_metric,
         "better": task.better,
         "unit": task.unit,
         "score": score,
@@ -128,11 +128,11 @@ def format_details(results: dict[str, Scores]) -> str:
 def _evaluate_run(run: Path, arguments: argparse.Namespace, device: torch.device) -> tuple[Trained, Scores]:
     trained = load_trained(run, device)
     data = load_data(trained.split, [arguments.data] if arguments.data else None)
-    chosen = data.parts if arguments.split == "all" else [arguments.split]
-    frames = [frame for part in chosen for frame in data.parts[part]][: arguments.limit]
+    chosen = data.subsets if arguments.split == "all" else [arguments.split]
+    frames = [frame for subset in chosen for frame in data.subsets[subset]][: arguments.limit]
     if not frames:
-        sizes = ", ".join(f"{part} {len(members)}" for part, members in data.parts.items())
-        raise ValueError(f"{run}: no frames in part {arguments.split!r} of split {trained.split.name!r} ({sizes})")
+        sizes = ", ".join(f"{subset} {len(members)}" for subset, members in data.subsets.items())
+        raise ValueError(f"{run}: no frames in subset {arguments.split!r} of split {trained.split.name!r} ({sizes})")
     scores = evaluate(
         trained.net, trained.tasks, frames, data, trained.size, device, arguments.micro_batch, arguments.workers
     )

@@ -2,12 +2,14 @@
 # Fetches A2D2 into Datasets/, and can be stopped and started again at any time:
 #   sh get_data.sh                  the frames with boxes, their bus signals, the calibration
 #   sh get_data.sh semantic bus     other parts; sh get_data.sh --help lists them and the options
-# Needs Python 3.9 or newer and nothing else: the work is in a2d2/download.py.
+# Needs Python 3.9 or newer and nothing else: the work is in a2d2/download/.
 root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit 1
 for python in "$root/.venv/bin/python" python3 python; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
-        # -I keeps the package's folder off the path, where its modules could hide Python's own.
-        exec "$python" -I "$root/a2d2/download.py" "$@"
+        # -I and the root at the end of the path: no module of this repository can hide one of Python's own.
+        exec "$python" -I -c 'import runpy, sys
+sys.path.append(sys.argv.pop(1))
+runpy.run_module("a2d2.download", run_name="__main__", alter_sys=True)' "$root" "$@"
     fi
 done
 echo "get_data.sh: no Python 3.9 or newer was found: install python3 and run this again" >&2

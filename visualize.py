@@ -16,23 +16,23 @@ from tqdm import tqdm
 from a2d2.dataset import FrameDataset
 from a2d2.frames import Frame, parse_frame
 from a2d2.images import encode_png, write_bytes
-from build import Data, Trained, WrongUseError, load_data, load_trained, pick_device
+from experiment import Data, Trained, WrongUseError, load_data, load_trained, pick_device
 from tasks.drawing import write_text
 
 LEAST_WIDTH = 480  # pixels of a field
 
 
 def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -> list[Frame]:
-    """The frames named, else evenly spaced ones of the part; those with most labels of a neighbourhood first."""
+    """The frames named, else evenly spaced ones of the subset; those with most labels of a neighbourhood first."""
     if arguments.frames:
-        there = {frame: frame for members in data.parts.values() for frame in members}
+        there = {frame: frame for members in data.subsets.values() for frame in members}
         wanted = [parse_frame(text) for text in arguments.frames]
         if missing := [str(frame) for frame in wanted if frame not in there]:
             raise ValueError(f"no image of {', '.join(missing)} in {', '.join(map(str, data.roots))}")
         return [there[frame] for frame in wanted]
-    frames = data.parts[arguments.split]
+    frames = data.subsets[arguments.split]
     if not frames:
-        raise ValueError(f"no frames in part {arguments.split!r}; choose another with --split, or name --frames")
+        raise ValueError(f"no frames in subset {arguments.split!r}; choose another with --split, or name --frames")
     labels = {frame: sum(task.has_label(frame) for task in trained.tasks.values()) for frame in frames}
     count = min(arguments.count, len(frames))
     groups = np.array_split(np.arange(len(frames)), count)
@@ -52,7 +52,7 @@ def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.devi
     for trained in runs:
         given = FrameDataset([frame], data.roots, {}, size=trained.size)[0]["image"][None].to(device)
         outputs = trained.net(given, dict.fromkeys(trained.tasks))
-        answers.append({name: trained.tasks[name].answer(output, size) for name, output in outputs.items()})
+        answers.append({name: trained.tasks[name].predict(output, size) for name, output in outputs.items()})
 
     nothing = np.zeros_like(image)
     rows = []
@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
     parser.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="frames to draw")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="else: frames of this part")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="else: frames of this subset")
     parser.add_argument("--count", type=int, default=6, help="else: how many of them")
     parser.add_argument("--data", help="derived root (default: those the first run was trained on)")
     parser.add_argument("--output", type=Path, help="folder for the pictures (default: panels/ in the first run)")

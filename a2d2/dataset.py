@@ -99,25 +99,25 @@ class Augmentation:
     scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.0
 
-    def draw_geometry(self, source: tuple[int, int], size: tuple[int, int], dice: random.Random) -> Geometry:
-        """A geometry drawn with `dice`; always the same number of draws, so that options do not shift each other."""
-        flip = dice.random() < self.flip
-        zoom = dice.uniform(*self.scale)
+    def draw_geometry(self, source: tuple[int, int], size: tuple[int, int], rng: random.Random) -> Geometry:
+        """A geometry drawn with `rng`; always the same number of draws, so that options do not shift each other."""
+        flip = rng.random() < self.flip
+        zoom = rng.uniform(*self.scale)
         width, height = (max(1, round(extent / zoom)) for extent in source)
-        left = round(dice.random() * (source[0] - width))
-        top = round(dice.random() * (source[1] - height))
+        left = round(rng.random() * (source[0] - width))
+        top = round(rng.random() * (source[1] - height))
         return Geometry(source, (left, top, width, height), size, flip)
 
-    def change_color(self, image: UInt8[torch.Tensor, "3 H W"], dice: random.Random) -> UInt8[torch.Tensor, "3 H W"]:
+    def change_color(self, image: UInt8[torch.Tensor, "3 H W"], rng: random.Random) -> UInt8[torch.Tensor, "3 H W"]:
         for adjust in (v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation):
-            factor = dice.uniform(1 - self.color, 1 + self.color)
+            factor = rng.uniform(1 - self.color, 1 + self.color)
             if self.color:
                 image = adjust(image, factor)
         return image
 
 
 @dataclass(frozen=True)
-class DerivedRoot:
+class PreprocessedDataset:
     """What dataset.json says of a derived root: `size` (width, height), pinhole matrices of all cameras, kinds."""
 
     path: Path
@@ -126,7 +126,7 @@ class DerivedRoot:
     image_kind: str
 
 
-def read_root(path: str | Path) -> DerivedRoot:
+def read_dataset(path: str | Path) -> PreprocessedDataset:
     """Read a derived root's identity; DatasetError if it is none, or has no images."""
     path = Path(path)
     try:
@@ -143,15 +143,17 @@ def read_root(path: str | Path) -> DerivedRoot:
         raise DatasetError(f"{path}/dataset.json cannot be read ({error!r}); run preprocessing again") from error
     if camera_options is None:
         raise DatasetError(f"{path} has no images: run preprocessing/camera.py for it")
-    return DerivedRoot(path, size, cameras, "image" if camera_options["format"] == "jpg" else "image_lossless")
+    return PreprocessedDataset(path, size, cameras, "image" if camera_options["format"] == "jpg" else "image_lossless")
 
 
-def index_roots(paths: Sequence[str | Path], views: Sequence[str]) -> tuple[list[Frame], dict[Path, DerivedRoot]]:
+def index_roots(
+    paths: Sequence[str | Path], views: Sequence[str]
+) -> tuple[list[Frame], dict[Path, PreprocessedDataset]]:
     """All frames that have an image, sorted, each with the root it lies in, and the roots.
 
     DatasetError if roots differ in size, or hold the same frame twice.
     """
-    roots = {Path(path): read_root(path) for path in paths}
+    roots = {Path(path): read_dataset(path) for path in paths}
     sizes = {root.size: path for path, root in roots.items()}
     if len(sizes) > 1:
         listed = ", ".join(f"{path} {size[0]}x{size[1]}" for size, path in sizes.items())
@@ -168,7 +170,7 @@ def index_roots(paths: Sequence[str | Path], views: Sequence[str]) -> tuple[list
 class FrameDataset(Dataset):
     """Samples by index, or by (index, seed, task names).
 
-    With a seed the frame is augmented by dice thrown with it, so a sample is a function of its index and seed, whoever
+    With a seed the frame is augmented by rng thrown with it, so a sample is a function of its index and seed, whoever
     loads it. The task names say whose labels are loaded; without them, all.
 
     A sample is a dict:
@@ -182,7 +184,7 @@ class FrameDataset(Dataset):
     def __init__(
         self,
         frames: Sequence[Frame],
-        roots: Mapping[Path, DerivedRoot],
+        roots: Mapping[Path, PreprocessedDataset],
         tasks: Mapping[str, Any],
         size: tuple[int, int] | None = None,
         augmentation: Augmentation | None = None,
@@ -211,9 +213,9 @@ class FrameDataset(Dataset):
         if seed is None:
             geometry = Geometry.identity(self.source, self.size)
         else:
-            dice = random.Random(seed)
-            geometry = self.augmentation.draw_geometry(self.source, self.size, dice)
-            image = self.augmentation.change_color(image, dice)
+            rng = random.Random(seed)
+            geometry = self.augmentation.draw_geometry(self.source, self.size, rng)
+            image = self.augmentation.change_color(image, rng)
         on_targets = Geometry(geometry.source, geometry.crop, self.target_size, geometry.flip)
 
         targets, labelled = {}, {}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from a2d2.frames import Frame
 
-PARTS = ("train", "val", "test")
+SUBSETS = ("train", "val", "test")
 
 # the split A2D2's authors gave to others (format notes, section 9.1)
 _PAPER_VAL = {"20181108_141609", "20181204_154421"}
@@ -27,22 +27,22 @@ def _assign_paper_boxes(frame: Frame) -> str:
 
 
 def _split_each(frames: list[Frame], assign) -> dict[str, list[Frame]]:
-    parts = {part: [] for part in PARTS}
+    subsets = {subset: [] for subset in SUBSETS}
     for frame in frames:
-        parts[assign(frame)].append(frame)
-    return parts
+        subsets[assign(frame)].append(frame)
+    return subsets
 
 
 def _split_thesis(frames: list[Frame]) -> dict[str, list[Frame]]:
     scenes = defaultdict(list)
     for frame in frames:
         scenes[frame.scene, frame.view].append(frame)
-    parts = {part: [] for part in PARTS}
+    subsets = {subset: [] for subset in SUBSETS}
     for members in scenes.values():
         first = int(0.8 * len(members))
-        parts["train"] += members[:first]
-        parts["val"] += members[first:]
-    return parts
+        subsets["train"] += members[:first]
+        subsets["val"] += members[first:]
+    return subsets
 
 
 def _split_by_scene(frames: list[Frame], fractions: tuple[float, ...], seed: int) -> dict[str, list[Frame]]:
@@ -54,8 +54,8 @@ def _split_by_scene(frames: list[Frame], fractions: tuple[float, ...], seed: int
 
 
 def _count_scenes(scenes: int, fractions: tuple[float, ...]) -> tuple[int, int]:
-    """Scenes that validate and that test: of three or more, each part that is asked for gets at least one."""
-    least = [int(fraction > 0 and scenes >= len(PARTS)) for fraction in fractions]
+    """Scenes that validate and that test: of three or more, each subset that is asked for gets at least one."""
+    least = [int(fraction > 0 and scenes >= len(SUBSETS)) for fraction in fractions]
     val, test = (max(round(scenes * fraction), few) for fraction, few in zip(fractions[1:], least[1:], strict=True))
     val = min(val, scenes - least[0] - least[2])
     return val, min(test, scenes - least[0] - val)
@@ -67,7 +67,7 @@ SPLITS = ("paper", "paper_boxes", "thesis", "by_scene", "all")
 def split_frames(
     frames: Iterable[Frame], name: str, fractions: tuple[float, float, float] = (0.7, 0.15, 0.15), seed: int = 0
 ) -> dict[str, list[Frame]]:
-    """Divide frames into {"train": [...], "val": [...], "test": [...]}, each sorted; a part may be empty.
+    """Divide frames into {"train": [...], "val": [...], "test": [...]}, each sorted; a subset may be empty.
 
     paper: the A2D2 authors' split by scene. paper_boxes: the same with one more scene in validation, because the
     paper's validation has almost no boxes. thesis: the last 20 % of each scene validate (they look like the rest).

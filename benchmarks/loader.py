@@ -21,7 +21,7 @@ import cv2
 import torch
 
 from a2d2.dataset import FrameDataset, index_roots
-from a2d2.synthetic import write_dataset
+from a2d2.synthetic.writer import write_dataset
 from tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent

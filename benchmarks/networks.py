@@ -40,7 +40,7 @@ from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from build import WrongUseError, build_network, build_tasks, pick_device
+from experiment import WrongUseError, build_network, build_tasks, pick_device
 from tasks import TASKS
 from tasks.task import Task
 from training.balancing import backward_cycle
@@ -105,10 +105,10 @@ def choose_precision(config: Config) -> str:
 
 
 def prepare_tasks(config: Config) -> dict[str, Task]:
-    """The tasks as if fitted, on no labels at all."""
+    """The tasks with label statistics that come from no labels at all."""
     tasks = build_tasks(config.tasks)
     for task in tasks.values():
-        task.fit([])
+        task.collect_statistics([])
     return tasks
 
 
@@ -177,8 +177,8 @@ def count_forward(
 
     with mode:
         features, part = run(net.encoder, net.encoder, torch.empty(batch, 3, size[1], size[0], device="cuda"))
-        trunk = next(iter(features)).partition(".")[0]  # features are named by where they come from
-        parts[trunk] = part
+        backbone = next(iter(features)).partition(".")[0]  # features are named by where they come from
+        parts[backbone] = part
         if {name for head in net.heads.values() for name in head.reads} - features.keys():
             more, parts["neck"] = run(net.neck, net.neck, features)
             features |= more

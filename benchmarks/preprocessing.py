@@ -32,7 +32,7 @@ from a2d2.calibration import load_calibration
 from a2d2.derive import Recipe, reduce_picture
 from a2d2.frames import Frame, bus_path, find_bus_root, find_calibration, list_frames
 from a2d2.images import read_depth_png, read_rgb_png
-from a2d2.synthetic import write_dataset
+from a2d2.synthetic.writer import write_dataset
 from preprocessing._pool import map_units
 
 ROOT = Path(__file__).resolve().parent.parent

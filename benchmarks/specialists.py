@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import yaml
 
-from build import KINDS, load_data, load_trained
 from evaluate import Scores, evaluate
+from experiment import KINDS, load_data, load_trained
 from tasks import TASKS
 from train import train
 from training.config import Config, ConfigError, load_config
@@ -56,11 +56,11 @@ def make_configs(specialist: Path) -> tuple[str, dict[str, Config]]:
     }
 
 
-def score(folder: Path, part: str) -> tuple[Scores, int]:
+def score(folder: Path, subset: str) -> tuple[Scores, int]:
     """A run's scores on its own data, and its parameters."""
     trained = load_trained(folder, torch.device("cpu"))
     data = load_data(trained.split)
-    scores = evaluate(trained.net, trained.tasks, data.parts[part], data, trained.size, torch.device("cpu"))
+    scores = evaluate(trained.net, trained.tasks, data.subsets[subset], data, trained.size, torch.device("cpu"))
     return scores, sum(parameter.numel() for parameter in trained.net.parameters())
 
 

@@ -28,12 +28,12 @@ class DenseDepth(MultitaskNet):
     """
 
     def __init__(self, name: str, encoder: Encoder, initial: float = 10.0):
-        trunk = DenseDepthTrunk(encoder)
-        super().__init__(trunk, None, {name: LogDepthHead(trunk.channels, initial)})
+        backbone = DenseDepthBackbone(encoder)
+        super().__init__(backbone, None, {name: LogDepthHead(backbone.channels, initial)})
 
 
-class DenseDepthTrunk(nn.Module):
-    """Encoder and decoder: {"trunk.2": (B, C, H / 2, W / 2)}."""
+class DenseDepthBackbone(nn.Module):
+    """Encoder and decoder: {"backbone.2": (B, C, H / 2, W / 2)}."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -56,7 +56,7 @@ class DenseDepthTrunk(nn.Module):
         features = self.entry(deepest)
         for reduce, step, skip in zip(self.skips, self.steps, reversed(skips), strict=True):
             features = step(torch.cat([enlarge(features, 2, skip.shape[-2:]), reduce(skip)], dim=1))
-        return {"trunk.2": features}
+        return {"backbone.2": features}
 
 
 class Step(nn.Sequential):
@@ -72,7 +72,7 @@ class Step(nn.Sequential):
 class LogDepthHead(nn.Module):
     """A 3x3 convolution at half the size, then enlarged."""
 
-    reads = ("trunk.2",)
+    reads = ("backbone.2",)
 
     def __init__(self, channels: int, initial: float):
         super().__init__()
@@ -81,4 +81,4 @@ class LogDepthHead(nn.Module):
         nn.init.constant_(self.last.bias, math.log(initial))
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B H W"]:
-        return enlarge(apply_in_float32(self.last, features["trunk.2"]), 2, size).squeeze(1)
+        return enlarge(apply_in_float32(self.last, features["backbone.2"]), 2, size).squeeze(1)

@@ -76,7 +76,7 @@ class LevelSum(nn.Module):
 class MapHead(Head):
     """A dense map of `outputs` channels at the size of the image.
 
-    width, depth: channels and number of the 3x3 convolutions on the summed levels.
+    width, layers: channels and number of the 3x3 convolutions on the summed levels.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class MapHead(Head):
         reads: tuple[str, ...] = ("neck.4", "neck.8", "neck.16", "neck.32"),
         outputs: int = 1,
         width: int = 128,
-        depth: int = 1,
+        layers: int = 1,
         **shared: bool,
     ):
         super().__init__(channels, reads, **shared)
         self.sum = LevelSum([channels[name] for name in self.reads], self.strides, width)
-        self.convolutions = nn.Sequential(*(convolve(width, width) for _ in range(depth)))
+        self.convolutions = nn.Sequential(*(convolve(width, width) for _ in range(layers)))
         self.last = nn.Conv2d(width, outputs, 1)
         nn.init.normal_(self.last.weight, std=0.01)
         nn.init.zeros_(self.last.bias)
@@ -119,7 +119,7 @@ class Residual(nn.Module):
 class DepthHead(Head):
     """Natural logarithm of the depth in metres, at the size of the image.
 
-    width, depth: channels of the head, and number of its residual blocks of two 3x3 convolutions.
+    width, layers: channels of the head, and number of its residual blocks of two 3x3 convolutions.
     initial: the depth in metres that an untrained head answers everywhere.
     bins: 0 to regress the log-depth. Otherwise a softmax over as many centres, evenly spaced in log-depth from
         `nearest` to `farthest` metres, and the answer is the expectation of the log-depth (AdaBins, arXiv 2011.14141,
@@ -131,7 +131,7 @@ class DepthHead(Head):
         channels: dict[str, int],
         reads: tuple[str, ...] = ("neck.4",),
         width: int = 64,
-        depth: int = 2,
+        layers: int = 2,
         initial: float = 10.0,
         bins: int = 0,
         nearest: float = 1.0,
@@ -142,7 +142,7 @@ class DepthHead(Head):
         if bins and not 0 < nearest < initial < farthest:
             raise ValueError(f"depths in metres must rise: nearest {nearest}, initial {initial}, farthest {farthest}")
         self.sum = LevelSum([channels[name] for name in self.reads], self.strides, width)
-        self.blocks = nn.Sequential(*(Residual(width) for _ in range(depth)), group_norm(width), nn.SiLU())
+        self.blocks = nn.Sequential(*(Residual(width) for _ in range(layers)), group_norm(width), nn.SiLU())
         self.last = nn.Conv2d(width, bins or 1, 3, padding=1)
         nn.init.normal_(self.last.weight, std=0.01)
         centres = torch.linspace(math.log(nearest), math.log(farthest), bins) if bins else None
@@ -210,7 +210,7 @@ class DenseDetectionHead(Head):
     """An anchor-free dense detector (FCOS, arXiv 2006.09214): torchvision's two towers, shared by all levels.
 
     classes: number of object classes; there is none for the background.
-    width, depth: channels and number of convolutions of each tower. Levels of another width pass a 1x1 convolution.
+    width, layers: channels and number of convolutions of each tower. Levels of another width pass a 1x1 convolution.
 
     Distances are stride * exp(scale of the level * regression), so that no location is ever without gradient, as those
     below zero are under the ReLU of torchvision's own forward.
@@ -222,15 +222,15 @@ class DenseDetectionHead(Head):
         reads: tuple[str, ...] = ("neck.8", "neck.16", "neck.32", "neck.64", "neck.128"),
         classes: int = 1,
         width: int = 128,
-        depth: int = 4,
+        layers: int = 4,
         **shared: bool,
     ):
         super().__init__(channels, reads, **shared)
         self.entries = nn.ModuleList(
             nn.Identity() if channels[name] == width else nn.Conv2d(channels[name], width, 1) for name in self.reads
         )
-        self.classification = FCOSClassificationHead(width, 1, classes, depth, norm_layer=group_norm)
-        self.regression = FCOSRegressionHead(width, 1, depth, norm_layer=group_norm)
+        self.classification = FCOSClassificationHead(width, 1, classes, layers, norm_layer=group_norm)
+        self.regression = FCOSRegressionHead(width, 1, layers, norm_layer=group_norm)
         # A level is for boxes that reach some 4 to 8 strides from their centre: start there, not at 1.
         nn.init.constant_(self.regression.bbox_reg.bias, math.log(4))
         self.scales = nn.Parameter(torch.ones(len(self.reads)))
@@ -261,7 +261,7 @@ class GridHead(Head):
     """A few numbers for the whole image, from features averaged over a coarse grid, so that it knows where things are.
 
     grid: rows and columns, at any image size.
-    width: channels kept of each level; hidden, depth: units and number of the hidden layers. The untrained head
+    width: channels kept of each level; hidden, layers: units and number of the hidden layers. The untrained head
         answers 0.
     """
 
@@ -272,14 +272,14 @@ class GridHead(Head):
         grid: tuple[int, int] = (4, 8),
         width: int = 128,
         hidden: int = 256,
-        depth: int = 1,
+        layers: int = 1,
         outputs: int = 1,
         **shared: bool,
     ):
         super().__init__(channels, reads, **shared)
         self.grid = grid
         self.entries = nn.ModuleList(convolve(channels[name], width, kernel=1) for name in self.reads)
-        inputs = [width * math.prod(grid) * len(self.reads), *(depth - 1) * [hidden]]
+        inputs = [width * math.prod(grid) * len(self.reads), *(layers - 1) * [hidden]]
         self.hidden = nn.Sequential(*(layer for units in inputs for layer in (nn.Linear(units, hidden), nn.SiLU())))
         self.last = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.last.weight)

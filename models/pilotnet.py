@@ -17,7 +17,7 @@ class PilotNet(MultitaskNet):
     """One head `name` of `outputs` numbers, (B, outputs). The untrained net answers 0."""
 
     def __init__(self, name: str, outputs: int = 1):
-        super().__init__(PilotNetTrunk(), None, {name: NumberHead(outputs)})
+        super().__init__(PilotNetBackbone(), None, {name: NumberHead(outputs)})
 
 
 def cut_strip(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
@@ -33,8 +33,8 @@ def cut_strip(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
     return F.interpolate(strip, STRIP, mode="bilinear", antialias=True)
 
 
-class PilotNetTrunk(nn.Module):
-    """Five convolutions without padding: {"trunk.8": (B, 64, 1, 18)} of any image."""
+class PilotNetBackbone(nn.Module):
+    """Five convolutions without padding: {"backbone.8": (B, 64, 1, 18)} of any image."""
 
     def __init__(self):
         super().__init__()
@@ -51,13 +51,13 @@ class PilotNetTrunk(nn.Module):
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Features:
         """RGB in 0..1."""
-        return {"trunk.8": self.convolutions(2 * cut_strip(image) - 1)}
+        return {"backbone.8": self.convolutions(2 * cut_strip(image) - 1)}
 
 
 class NumberHead(nn.Module):
     """Three hidden layers on the flattened map."""
 
-    reads = ("trunk.8",)
+    reads = ("backbone.8",)
 
     def __init__(self, outputs: int):
         super().__init__()
@@ -70,4 +70,4 @@ class NumberHead(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B outputs"]:
-        return apply_in_float32(self.last, self.hidden(features["trunk.8"]))
+        return apply_in_float32(self.last, self.hidden(features["backbone.8"]))

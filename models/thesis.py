@@ -29,14 +29,16 @@ class ThesisNet(MultitaskNet):
     """The encoder, the thesis's neck, and one of its heads for each output asked for.
 
     encoder: with features at strides 4 to 32; the thesis's is a pretrained ResNet-50.
-    heads: name -> (language of its output, what the head must know); the languages are the keys of HEADS.
+    heads: name -> (output_format of its output, what the head must know); the output_formats are the keys of HEADS.
     size: (H, W) of the images, any, but it is fixed: the head for numbers has weights for every cell.
     """
 
     def __init__(self, encoder: Encoder, heads: dict[str, tuple[str, dict]], size: tuple[int, int]):
-        if foreign := {language for language, _ in heads.values()} - HEADS.keys():
+        if foreign := {output_format for output_format, _ in heads.values()} - HEADS.keys():
             raise ValueError(f"the thesis's network has no head for {', '.join(foreign)}, only {', '.join(HEADS)}")
-        built = {name: HEADS[language](WIDTH, size, **arguments) for name, (language, arguments) in heads.items()}
+        built = {
+            name: HEADS[output_format](WIDTH, size, **arguments) for name, (output_format, arguments) in heads.items()
+        }
         super().__init__(encoder, ThesisNeck(encoder.channels), built)
 
 

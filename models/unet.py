@@ -15,7 +15,7 @@ class UNet(MultitaskNet):
     """One head `name` of `outputs` channels: logits (B, outputs, H, W)."""
 
     def __init__(self, name: str, outputs: int, width: int = 64):
-        super().__init__(UNetTrunk(width), None, {name: PixelHead(width, outputs)})
+        super().__init__(UNetBackbone(width), None, {name: PixelHead(width, outputs)})
 
 
 def convolve_twice(inputs: int, outputs: int) -> nn.Sequential:
@@ -26,8 +26,8 @@ def convolve_twice(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class UNetTrunk(nn.Module):
-    """Down four times, doubling the channels, and up again with skips: {"trunk.1": (B, width, H, W)}."""
+class UNetBackbone(nn.Module):
+    """Down four times, doubling the channels, and up again with skips: {"backbone.1": (B, width, H, W)}."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -47,13 +47,13 @@ class UNetTrunk(nn.Module):
             skips.append(features)
         for enlarge, convolutions, skip in zip(self.enlarge, self.up, skips[-2::-1], strict=True):
             features = convolutions(torch.cat([skip, enlarge(features)], dim=1))
-        return {"trunk.1": features[..., : image.shape[-2], : image.shape[-1]]}
+        return {"backbone.1": features[..., : image.shape[-2], : image.shape[-1]]}
 
 
 class PixelHead(nn.Module):
     """A 1x1 convolution at full size."""
 
-    reads = ("trunk.1",)
+    reads = ("backbone.1",)
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
@@ -62,4 +62,4 @@ class PixelHead(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B outputs H W"]:
-        return apply_in_float32(self.last, features["trunk.1"])
+        return apply_in_float32(self.last, features["backbone.1"])

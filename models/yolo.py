@@ -1,7 +1,8 @@
-"""The specialist for boxes: a one-stage, anchor-free detector with a cross-stage-partial trunk of its own.
+"""The specialist for boxes: a one-stage, anchor-free detector with a cross-stage-partial backbone of its own.
 
-Example: with `build_head = partial(DenseDetectionHead, reads=("trunk.8", "trunk.16", "trunk.32"), classes=14)`,
-`Yolo("boxes", build_head)(torch.rand(1, 3, 64, 96))["boxes"].classes` has the shape (1, 126, 14).
+Example: with `reads = ("backbone.8", "backbone.16", "backbone.32")` and `build_head = partial(DenseDetectionHead,
+reads=reads, classes=14)`, `Yolo("boxes", build_head)(torch.rand(1, 3, 64, 96))["boxes"].classes` has the shape
+(1, 126, 14).
 
 Written from the papers: blocks from CSPNet (arXiv 1911.11929), pyramid pooling and path aggregation from YOLOv4
 (arXiv 2004.10934), the anchor-free, decoupled head from YOLOX (arXiv 2107.08430), with FCOS's centre-ness in place of
@@ -22,15 +23,15 @@ from models.multitask import MultitaskNet
 class Yolo(MultitaskNet):
     """One head `name`, a dense detector on features of the strides 8, 16 and 32.
 
-    build_head: makes it, given the channels of the trunk's features; as everywhere, it names the features it reads, and
-        whoever matches boxes with its output takes the strides from there.
-    width, depth: channels of the trunk at stride 2, and blocks in its short stages (the long ones have three times as
-        many).
+    build_head: makes it, given the channels of the backbone's features; the head names the features it reads, and the
+        strides for matching boxes are read from these names.
+    width, depth: channels of the backbone at stride 2, and blocks in its short stages (the long ones have three times
+        as many).
     """
 
     def __init__(self, name: str, build_head: Callable[[dict[str, int]], nn.Module], width: int = 56, depth: int = 2):
-        trunk = YoloTrunk(width, depth)
-        super().__init__(trunk, None, {name: build_head(trunk.channels)})
+        backbone = YoloBackbone(width, depth)
+        super().__init__(backbone, None, {name: build_head(backbone.channels)})
 
 
 class Bottleneck(nn.Module):
@@ -76,13 +77,13 @@ class PyramidPooling(nn.Module):
         return self.join(torch.cat(maps, dim=1))
 
 
-class YoloTrunk(nn.Module):
-    """Five halvings, then path aggregation: {"trunk.8": ..., "trunk.16": ..., "trunk.32": ...}."""
+class YoloBackbone(nn.Module):
+    """Five halvings, then path aggregation: {"backbone.8": ..., "backbone.16": ..., "backbone.32": ...}."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()
         w2, w4, w8, w16, w32 = (width * 2**level for level in range(5))
-        self.channels = {"trunk.8": w8, "trunk.16": w16, "trunk.32": w32}
+        self.channels = {"backbone.8": w8, "backbone.16": w16, "backbone.32": w32}
         self.to_8 = nn.Sequential(
             convolve(3, w2, kernel=5, stride=2),
             convolve(w2, w4, stride=2),
@@ -116,7 +117,7 @@ class YoloTrunk(nn.Module):
         return {
             name: features[..., : -(-height // stride), : -(-width // stride)]
             for (name, features), stride in zip(
-                {"trunk.8": out_8, "trunk.16": out_16, "trunk.32": out_32}.items(), (8, 16, 32), strict=True
+                {"backbone.8": out_8, "backbone.16": out_16, "backbone.32": out_32}.items(), (8, 16, 32), strict=True
             )
         }
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from _common import DONE, ERROR, STOPPED, WRONG_USE, StopRunError, parse_threads
 from tqdm import tqdm
 
-from a2d2.check_report import build_report
-from a2d2.checks import bind_reader, blame_unit, open_set
+from a2d2.checks.raw_set import bind_reader, blame_unit, open_set
+from a2d2.checks.report import build_report
 from a2d2.frames import list_scenes
 from a2d2.images import write_json
 from preprocessing._pool import map_units
@@ -45,7 +45,7 @@ def check_root(root: Path, out: Path, arguments: argparse.Namespace) -> bool:
     report = build_report(raw, facts)
     print(report.format())
     write_json(out / "check.json", report.describe())
-    from a2d2.check_plots import write_plots  # takes matplotlib, which a wrong option need not wait for
+    from a2d2.checks.plots import write_plots  # takes matplotlib, which a wrong option need not wait for
 
     write_plots(out, report)
     print(f"\ncheck: {report.summarise()}; report and plots in {out}\n")

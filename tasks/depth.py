@@ -1,4 +1,4 @@
-"""Monocular depth along the optical axis, in metres; headline AbsRel, capped at 80 m and averaged per image."""
+"""Monocular depth along the optical axis, in metres; primary metric AbsRel, capped at 80 m and averaged per image."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for AbsRel by distance
 class DepthHeadOptions(HeadOptions):
     reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
     width: PositiveInt = Field(64, description="channels of its convolutions")
-    depth: PositiveInt = Field(2, description="residual blocks")
+    layers: PositiveInt = Field(2, description="residual blocks")
     bins: NonNegativeInt = Field(0, description="0: regress log-depth; else a softmax over so many log-depths")
 
 
@@ -98,7 +98,7 @@ class Depth(Task):
 
     name: ClassVar[str] = "depth"
     kind: ClassVar[str] = "depth"
-    headline: ClassVar[str] = "abs_rel"
+    primary_metric: ClassVar[str] = "abs_rel"
     better: ClassVar[str] = "lower"
     Options = DepthOptions
 
@@ -114,7 +114,7 @@ class Depth(Task):
         depth = torch.from_numpy(geometry.sample_nearest(label))
         return depth if geometry.zoom == 1 else depth / geometry.zoom
 
-    def constant(self, labels: Iterable[Any]) -> float | None:
+    def find_constant(self, labels: Iterable[Any]) -> float | None:
         """The depth that minimises AbsRel: the median of all points, weighted by 1 / (depth * points of the image)."""
         depths, weights = [], []
         for label in labels:
@@ -128,16 +128,16 @@ class Depth(Task):
         total = np.cumsum(weights[order])
         return float(depths[order][np.searchsorted(total, total[-1] / 2)])
 
-    def answer_constant(self, target: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
-        return torch.full_like(target, self.fitted["constant"])
+    def predict_constant(self, target: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+        return torch.full_like(target, self.label_statistics["constant"])
 
     @property
-    def language(self) -> str:
+    def output_format(self) -> str:
         return "log_depth"
 
     def head_arguments(self) -> dict[str, Any]:
         """`initial`: the depth in metres that an untrained head answers, the best constant where it is known."""
-        return {"initial": self.fitted.get("constant") or 10.0}
+        return {"initial": self.label_statistics.get("constant") or 10.0}
 
     def head(self, channels: dict[str, int]) -> nn.Module:
         # bins that ended at the cap could answer it only by putting all on the last one
@@ -154,7 +154,7 @@ class Depth(Task):
     def loss(self, output: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"]) -> Float[Tensor, ""]:
         return silog_losses(output, target, self._valid(target), self.options.silog_lambda).sum()
 
-    def answer(self, output: Float[Tensor, "B h w"], size: tuple[int, int]) -> Float[Tensor, "B H W"]:
+    def predict(self, output: Float[Tensor, "B h w"], size: tuple[int, int]) -> Float[Tensor, "B H W"]:
         if tuple(output.shape[1:]) != (size[1], size[0]):
             shape = (size[1], size[0])
             output = F.interpolate(output[:, None], size=shape, mode="bilinear", align_corners=False)[:, 0]

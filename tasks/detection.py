@@ -1,6 +1,6 @@
-"""Object detection in 2-D boxes; headline AP (0.5:0.95).
+"""Object detection in 2-D boxes; primary metric AP (0.5:0.95).
 
-Two codecs say how boxes and the output of a head belong together. Dense, FCOS (arXiv 2006.09214): every location of a
+Two box coders say how boxes and the output of a head belong together. Dense, FCOS (arXiv 2006.09214): every location of a
 dense detector answers for the smallest box that holds it near the middle. Grid, after YOLO (arXiv 1506.02640): every
 cell of a coarse grid has some slots, each for one of the boxes whose middle it holds.
 
@@ -47,7 +47,7 @@ class DetectionHeadOptions(HeadOptions):
         ("neck.8", "neck.16", "neck.32", "neck.64", "neck.128"), description="features the head reads"
     )
     width: PositiveInt = Field(128, description="channels of its two towers")
-    depth: PositiveInt = Field(4, description="convolutions of each tower")
+    layers: PositiveInt = Field(4, description="convolutions of each tower")
 
 
 def check_classes(value: Any) -> Any:
@@ -73,7 +73,7 @@ def check_classes(value: Any) -> Any:
 
 
 class DetectionOptions(TaskOptions):
-    codec: Literal["dense", "grid"] = Field(
+    box_coder: Literal["dense", "grid"] = Field(
         "dense", description="dense: FCOS, an answer at every location; grid: the thesis's coarse grid of boxes"
     )
     classes: Annotated[str | dict[str, tuple[str, ...]], BeforeValidator(check_classes)] = Field(
@@ -91,8 +91,8 @@ class DetectionOptions(TaskOptions):
     @field_validator("head")
     @classmethod
     def check_head(cls, head, info):
-        if info.data.get("codec") == "grid" and head != DetectionHeadOptions():
-            raise ValueError("is for codec: dense; the box grid's head has no options, so leave it out")
+        if info.data.get("box_coder") == "grid" and head != DetectionHeadOptions():
+            raise ValueError("is for box_coder: dense; the box grid's head has no options, so leave it out")
         return head
 
 
@@ -150,10 +150,10 @@ def choose_slots(cells: Int64[Tensor, " n"], overlaps: Float[Tensor, "n slots"])
     return torch.tensor(chosen, dtype=torch.int64, device=cells.device)
 
 
-class Codec(ABC):
+class BoxCoder(ABC):
     """How boxes and the output of a head belong together, for `classes` classes; see Task for the methods."""
 
-    language: ClassVar[str]
+    output_format: ClassVar[str]
 
     def __init__(self, options: DetectionOptions, classes: int):
         self.options, self.classes = options, classes
@@ -179,10 +179,10 @@ class Codec(ABC):
         """All boxes the output speaks of, as edges in pixels of the network's image, and their scores by class."""
 
 
-class DenseCodec(Codec):
+class DenseBoxCoder(BoxCoder):
     """FCOS. Output: DetectionOutput. Positives are locations."""
 
-    language = "boxes"
+    output_format = "boxes"
 
     def head_arguments(self) -> dict[str, Any]:
         return {"classes": self.classes}
@@ -240,7 +240,7 @@ class DenseCodec(Codec):
         return edges, (output.classes.sigmoid() * output.centreness.sigmoid()[..., None]).sqrt()
 
 
-class GridCodec(Codec):
+class GridBoxCoder(BoxCoder):
     """The thesis's grid with the errors of its loss mended. Output: BoxGridOutput. Positives are slots.
 
     The cell that holds a box's middle answers for it, by the slot that overlaps the box most; `rows` are y, `columns`
@@ -249,7 +249,7 @@ class GridCodec(Codec):
     Ignored boxes choose last, and their slots cost nothing.
     """
 
-    language = "box_grid"
+    output_format = "box_grid"
 
     def head_arguments(self) -> dict[str, Any]:
         return {"classes": self.classes, "slots": SLOTS}
@@ -324,7 +324,7 @@ class GridCodec(Codec):
         return torch.cat([middles - halves, middles + halves], dim=3)
 
 
-CODECS: dict[str, type[Codec]] = {"dense": DenseCodec, "grid": GridCodec}
+BOX_CODERS: dict[str, type[BoxCoder]] = {"dense": DenseBoxCoder, "grid": GridBoxCoder}
 
 
 class DetectionMetrics(Metrics):
@@ -387,19 +387,21 @@ class Detection(Task):
 
     name: ClassVar[str] = "detection"
     kind: ClassVar[str] = "boxes"
-    headline: ClassVar[str] = "ap"
+    primary_metric: ClassVar[str] = "ap"
     better: ClassVar[str] = "higher"
-    labels_to_fit: ClassVar[int | None] = None  # small files, and a frame with too many boxes must not go unnoticed
+    labels_for_statistics: ClassVar[int | None] = (
+        None  # small files, and a frame with too many boxes must not go unnoticed
+    )
     Options = DetectionOptions
 
-    def __init__(self, options: DetectionOptions | None = None, fitted: dict[str, Any] | None = None):
-        super().__init__(options, fitted)
+    def __init__(self, options: DetectionOptions | None = None, label_statistics: dict[str, Any] | None = None):
+        super().__init__(options, label_statistics)
         classes = self.options.classes
         groups = OBJECT_GROUPINGS[classes] if isinstance(classes, str) else classes
         self.names = tuple(groups)
         members = {find_object_class(member): index for index, group in enumerate(groups.values()) for member in group}
         self.group_of = [members.get(index, -1) for index in range(len(OBJECT_CLASSES))]
-        self.codec = CODECS[self.options.codec](self.options, len(self.names))
+        self.box_coder = BOX_CODERS[self.options.box_coder](self.options, len(self.names))
 
     def load(self, frame: Frame) -> list[dict] | None:
         content = load_json(frame.path(self.kind), "boxes")
@@ -434,7 +436,7 @@ class Detection(Task):
         target["known"][: len(order)] = torch.from_numpy(known[order])
         return target
 
-    def fit(self, labels: Iterable[Any]) -> None:
+    def collect_statistics(self, labels: Iterable[Any]) -> None:
         """Nothing is learned from the labels, but frames that do not fit into a target are reported."""
         counts = [len(label) for label in labels]
         fuller = sum(count > self.options.max_boxes for count in counts)
@@ -444,37 +446,37 @@ class Detection(Task):
                 f"smallest are left out; raise tasks.detection.max_boxes to keep them",
                 stacklevel=2,
             )
-        self.fitted = {"constant": self.constant(counts)}
+        self.label_statistics = {"constant": self.find_constant(counts)}
 
-    def constant(self, labels: Iterable[Any]) -> str:
+    def find_constant(self, labels: Iterable[Any]) -> str:
         return "no box"
 
-    def answer_constant(self, target: Target) -> list[dict[str, Tensor]]:
+    def predict_constant(self, target: Target) -> list[dict[str, Tensor]]:
         nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
         return [nothing for _ in target["classes"]]
 
     @property
-    def language(self) -> str:
-        return self.codec.language
+    def output_format(self) -> str:
+        return self.box_coder.output_format
 
     def head_arguments(self) -> dict[str, Any]:
         """`classes`: how many; of the box grid also `slots`, boxes of a cell."""
-        return self.codec.head_arguments()
+        return self.box_coder.head_arguments()
 
     def head(self, channels: dict[str, int]) -> nn.Module:
-        return self.codec.head(channels)
+        return self.box_coder.head(channels)
 
     def count(self, target: Target) -> int:
         """Positives: locations or slots that answer for a box."""
-        return self.codec.count(target)
+        return self.box_coder.count(target)
 
     def loss(self, output: DetectionOutput | BoxGridOutput, target: Target) -> Float[Tensor, ""]:
-        return self.codec.loss(output, target)
+        return self.box_coder.loss(output, target)
 
-    def answer(self, output: DetectionOutput | BoxGridOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
+    def predict(self, output: DetectionOutput | BoxGridOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
         height, width = output.size
         answers = []
-        for edges, scores in zip(*self.codec.decode(output), strict=True):
+        for edges, scores in zip(*self.box_coder.decode(output), strict=True):
             best, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
             place, best = place[best > self.options.score_threshold], best[best > self.options.score_threshold]
             found, label = place // scores.shape[1], place % scores.shape[1]

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel; headline mIoU over the classes that occur in the labels."""
+"""Semantic segmentation: a class for every pixel; primary metric mIoU over the classes that occur in the labels."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file, widen
 class SegmentationHeadOptions(HeadOptions):
     reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
     width: PositiveInt = Field(128, description="channels of its convolutions")
-    depth: PositiveInt = Field(1, description="3x3 convolutions on the summed levels")
+    layers: PositiveInt = Field(1, description="3x3 convolutions on the summed levels")
 
 
 class SegmentationOptions(TaskOptions):
@@ -103,12 +103,12 @@ class Segmentation(Task):
 
     name: ClassVar[str] = "segmentation"
     kind: ClassVar[str] = "segmentation"
-    headline: ClassVar[str] = "miou"
+    primary_metric: ClassVar[str] = "miou"
     better: ClassVar[str] = "higher"
     Options = SegmentationOptions
 
-    def __init__(self, options: SegmentationOptions | None = None, fitted: dict[str, Any] | None = None):
-        super().__init__(options, fitted)
+    def __init__(self, options: SegmentationOptions | None = None, label_statistics: dict[str, Any] | None = None):
+        super().__init__(options, label_statistics)
         self.grouping = load_grouping(self.options.classes)
 
     def load(self, frame: Frame) -> UInt8[np.ndarray, "H W"] | None:
@@ -125,14 +125,14 @@ class Segmentation(Task):
     def transform(self, label: UInt8[np.ndarray, "h w"], geometry: Geometry) -> UInt8[Tensor, "H W"]:
         return torch.from_numpy(geometry.sample_nearest(label))
 
-    def fit(self, labels: Iterable[Any]) -> None:
+    def collect_statistics(self, labels: Iterable[Any]) -> None:
         """The majority class, and the weights of the classes in the loss; their mean over pixels is one."""
         totals = self._count_pixels(labels)
         weights = np.maximum(totals, 1.0) ** -self.options.class_balance
         weights *= totals.sum() / max((weights * totals).sum(), 1e-9)
-        self.fitted = {"constant": int(totals.argmax()), "class_weights": weights.tolist()}
+        self.label_statistics = {"constant": int(totals.argmax()), "class_weights": weights.tolist()}
 
-    def constant(self, labels: Iterable[Any]) -> int:
+    def find_constant(self, labels: Iterable[Any]) -> int:
         """The majority class."""
         return int(self._count_pixels(labels).argmax())
 
@@ -142,11 +142,11 @@ class Segmentation(Task):
             totals += np.bincount(label.ravel(), minlength=256)
         return totals[: len(self.grouping.names)]
 
-    def answer_constant(self, target: UInt8[Tensor, "B H W"]) -> UInt8[Tensor, "B H W"]:
-        return torch.full_like(target, self.fitted["constant"])
+    def predict_constant(self, target: UInt8[Tensor, "B H W"]) -> UInt8[Tensor, "B H W"]:
+        return torch.full_like(target, self.label_statistics["constant"])
 
     @property
-    def language(self) -> str:
+    def output_format(self) -> str:
         return "map"
 
     def head_arguments(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class Segmentation(Task):
         """Cross-entropy, and the terms of regions if asked for, at full size: at a quarter of it thin classes are out
         of reach."""
         logits = widen(output)
-        weights = self.fitted.get("class_weights")
+        weights = self.label_statistics.get("class_weights")
         if weights is not None:
             weights = torch.tensor(weights, dtype=logits.dtype, device=logits.device)
         total = F.cross_entropy(logits, target.long(), weights, ignore_index=IGNORE, reduction="sum")
@@ -187,7 +187,7 @@ class Segmentation(Task):
         terms = ((self.options.lovasz, measure_lovasz), (self.options.dice, measure_dice))
         return valid.sum() * sum(weight * measure(probabilities, truth) for weight, measure in terms if weight)
 
-    def answer(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
+    def predict(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
         if tuple(output.shape[2:]) != (size[1], size[0]):
             output = F.interpolate(output, size=(size[1], size[0]), mode="bilinear", align_corners=False)
         return output.argmax(dim=1).to(torch.uint8)

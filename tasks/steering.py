@@ -1,4 +1,4 @@
-"""Steering-wheel angle in degrees, left positive, from one frame; headline MAE.
+"""Steering-wheel angle in degrees, left positive, from one frame; primary metric MAE.
 
 A single frame cannot tell which way the driver will take at a junction: expect modest skill.
 """
@@ -29,7 +29,7 @@ class SteeringHeadOptions(HeadOptions):
     grid: tuple[PositiveInt, PositiveInt] = Field((4, 8), description="rows and columns of the pooled grid")
     width: PositiveInt = Field(64, description="channels kept of each cell")
     hidden: PositiveInt = Field(256, description="units of each hidden layer")
-    depth: PositiveInt = Field(1, description="hidden layers")
+    layers: PositiveInt = Field(1, description="hidden layers")
 
 
 class SteeringOptions(TaskOptions):
@@ -91,10 +91,10 @@ class Steering(Task):
 
     name: ClassVar[str] = "steering"
     kind: ClassVar[str] = "steering"
-    headline: ClassVar[str] = "mae"
+    primary_metric: ClassVar[str] = "mae"
     better: ClassVar[str] = "lower"
     unit: ClassVar[str] = "deg"
-    labels_to_fit: ClassVar[int | None] = None  # they are a few bytes each
+    labels_for_statistics: ClassVar[int | None] = None  # they are a few bytes each
     Options = SteeringOptions
 
     def load(self, frame: Frame) -> Float32[np.ndarray, " horizon"] | None:
@@ -116,21 +116,24 @@ class Steering(Task):
     def transform(self, label: Float32[np.ndarray, " horizon"], geometry: Geometry) -> Float32[Tensor, " horizon"]:
         return torch.from_numpy(-label if geometry.flip else label)
 
-    def fit(self, labels: Iterable[Any]) -> None:
+    def collect_statistics(self, labels: Iterable[Any]) -> None:
         labels = list(labels)
         spread = float(np.std([label[0] for label in labels])) if len(labels) > 1 else 0.0
-        self.fitted = {"constant": self.constant(labels), "scale_deg": self.options.scale_deg or max(spread, 1.0)}
+        self.label_statistics = {
+            "constant": self.find_constant(labels),
+            "scale_deg": self.options.scale_deg or max(spread, 1.0),
+        }
 
-    def constant(self, labels: Iterable[Any]) -> float | None:
+    def find_constant(self, labels: Iterable[Any]) -> float | None:
         """The median of the angles at the frames' times."""
         angles = [label[0] for label in labels]
         return float(np.median(angles)) if angles else None
 
-    def answer_constant(self, target: Float[Tensor, "B horizon"]) -> Float[Tensor, "B horizon"]:
-        return torch.full_like(target, self.fitted["constant"])
+    def predict_constant(self, target: Float[Tensor, "B horizon"]) -> Float[Tensor, "B horizon"]:
+        return torch.full_like(target, self.label_statistics["constant"])
 
     @property
-    def language(self) -> str:
+    def output_format(self) -> str:
         return "numbers"
 
     def head_arguments(self) -> dict[str, Any]:
@@ -146,11 +149,11 @@ class Steering(Task):
 
     def loss(self, output: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> Float[Tensor, ""]:
         """Of the angles in units of `scale_deg`; the mean over the horizon, so that a long one weighs no more."""
-        wanted = target / self.fitted["scale_deg"]
+        wanted = target / self.label_statistics["scale_deg"]
         return LOSSES[self.options.loss](widen(output), wanted, reduction="sum") / self.options.horizon
 
-    def answer(self, output: Float[Tensor, "B horizon"], size: tuple[int, int]) -> Float[Tensor, "B horizon"]:
-        return output.float() * self.fitted["scale_deg"]
+    def predict(self, output: Float[Tensor, "B horizon"], size: tuple[int, int]) -> Float[Tensor, "B horizon"]:
+        return output.float() * self.label_statistics["scale_deg"]
 
     def metrics(self) -> SteeringMetrics:
         return SteeringMetrics()

@@ -77,22 +77,22 @@ class Metrics(ABC):
 class Task(ABC):
     """One task.
 
-    `name`: its key in configs and tables. `kind`: the derived file that holds its label. `headline`: the score that
-    stands for it, a key of its metrics; `better` is "higher" or "lower"; `unit` is printed behind the headline.
-    `fitted`: values found on the training labels by `fit`; JSON, kept in checkpoints.
+    `name`: its key in configs and tables. `kind`: the derived file that holds its label. `primary_metric`: the score that
+    stands for it, a key of its metrics; `better` is "higher" or "lower"; `unit` is printed behind the primary metric.
+    `label_statistics`: values found on the training labels by `fit`; JSON, kept in checkpoints.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
-    headline: ClassVar[str]
+    primary_metric: ClassVar[str]
     better: ClassVar[str]
     unit: ClassVar[str] = ""
-    labels_to_fit: ClassVar[int | None] = 500  # labels read by `fit`, evenly spaced; None: all
+    labels_for_statistics: ClassVar[int | None] = 500  # labels read by `fit`, evenly spaced; None: all
     Options: ClassVar[type[TaskOptions]]
 
-    def __init__(self, options: TaskOptions | None = None, fitted: dict[str, Any] | None = None):
+    def __init__(self, options: TaskOptions | None = None, label_statistics: dict[str, Any] | None = None):
         self.options = options if options is not None else self.Options()
-        self.fitted = dict(fitted or {})
+        self.label_statistics = dict(label_statistics or {})
 
     def has_label(self, frame: Frame) -> bool:
         """Whether the derived file is there; it is not opened."""
@@ -110,21 +110,21 @@ class Task(ABC):
     def transform(self, label: Any, geometry: Geometry) -> Target:
         """The target of a label under an augmentation."""
 
-    def fit(self, labels: Iterable[Any]) -> None:
-        """Find what must be known of the training labels before training; fills `fitted`."""
-        self.fitted = {"constant": self.constant(list(labels))}
+    def collect_statistics(self, labels: Iterable[Any]) -> None:
+        """Find what must be known of the training labels before training; fills `label_statistics`."""
+        self.label_statistics = {"constant": self.find_constant(list(labels))}
 
     @abstractmethod
-    def constant(self, labels: list[Any]) -> Any:
-        """The one answer that serves the headline best on these labels, as JSON."""
+    def find_constant(self, labels: list[Any]) -> Any:
+        """The one answer that serves the primary metric best on these labels, as JSON."""
 
     @abstractmethod
-    def answer_constant(self, target: Target) -> Any:
-        """The fitted constant as an answer to each row of a target."""
+    def predict_constant(self, target: Target) -> Any:
+        """The label_statistics constant as an answer to each row of a target."""
 
     @property
     @abstractmethod
-    def language(self) -> str:
+    def output_format(self) -> str:
         """Which kind of output `loss` and `answer` understand, so that a network that brings its own heads can fit one.
 
         "map": a dense map of logits. "log_depth": a dense map of log-metres. "boxes": a dense detector's output.
@@ -151,7 +151,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def answer(self, output: Any, size: tuple[int, int]) -> Any:
+    def predict(self, output: Any, size: tuple[int, int]) -> Any:
         """The output in physical units, for labels of (width, height) `size`."""
 
     @abstractmethod
@@ -167,5 +167,5 @@ class Task(ABC):
         """A picture of one row's target, in the same manner."""
 
     def skill(self, score: float, constant: float) -> float:
-        """How far a headline is from its constant predictor's: 0 is no better, 1 is perfect."""
+        """How far a primary metric is from its constant predictor's: 0 is no better, 1 is perfect."""
         return score if self.better == "higher" else 1 - score / max(constant, 1e-9)

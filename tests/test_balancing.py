@@ -14,7 +14,7 @@ LABELLED = {"a": [True, True, False, True], "b": [False, True, True, False], "c"
 FIXED = {"a": 1.0, "b": 0.3, "c": 2.0}
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1))
@@ -50,7 +50,7 @@ class Square:
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return MultitaskNet(Trunk(), None, {name: Mean() for name in NAMES}).double()
+    return MultitaskNet(Backbone(), None, {name: Mean() for name in NAMES}).double()
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_batch_without_any_label_adds_nothing(net, data):
 
 def test_a_head_that_stops_the_gradient_may_be_alone_in_a_micro_batch(data):
     torch.manual_seed(0)
-    net = MultitaskNet(Trunk(), None, {name: Mean(stop_gradient=True) for name in NAMES}).double()
+    net = MultitaskNet(Backbone(), None, {name: Mean(stop_gradient=True) for name in NAMES}).double()
     losses, gradients = run_cycle(net, [make_batch(data, [0, 3])])
     assert set(losses) == {"a"} and gradients["heads.a.layer.weight"].abs().sum() > 0
     assert all(gradient is None for name, gradient in gradients.items() if name.startswith("encoder."))

@@ -15,7 +15,8 @@ from raw_scenes import encode, write_raw_set
 
 from a2d2.bus import ANGLE, SENTINELS
 from a2d2.calibration import load_calibration
-from a2d2.check_facts import (
+from a2d2.checks.assumptions import ASSUMPTIONS
+from a2d2.checks.facts import (
     YAW_RATE,
     BoxFacts,
     BusFacts,
@@ -26,7 +27,7 @@ from a2d2.check_facts import (
     read_bus_scene,
     read_frame,
 )
-from a2d2.check_known import (
+from a2d2.checks.known import (
     BARE_SCENES,
     BOX_SCENES,
     REGRESSION_CLASSES,
@@ -35,13 +36,13 @@ from a2d2.check_known import (
     SCENES,
     UNMAPPED,
 )
-from a2d2.check_plots import draw_angles, draw_boxes
-from a2d2.check_report import build_report
-from a2d2.checks import ASSUMPTIONS, RawSet, bind_reader, blame_unit, open_set
+from a2d2.checks.plots import draw_angles, draw_boxes
+from a2d2.checks.raw_set import RawSet, bind_reader, blame_unit, open_set
+from a2d2.checks.report import build_report
 from a2d2.classes import COLOUR_NAMES, OBJECT_CLASSES
 from a2d2.frames import VIEWS, Frame, bus_path, find_bus_root, list_frames, list_scenes
 from a2d2.images import read_rgb_png
-from a2d2.synthetic import write_dataset
+from a2d2.synthetic.writer import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 VIEW = "front_center"
@@ -176,12 +177,12 @@ def test_the_real_files_are_what_they_are(tmp_path):
 
 
 def test_colours_are_counted_as_pixel_by_pixel():
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     table = np.array([[int(text[at : at + 2], 16) for at in (1, 3, 5)] for text in COLOUR_NAMES], np.uint8)
     foreign = np.array([[0, 0, 0], [1, 2, 3], [255, 255, 255]], np.uint8)
     colours = np.concatenate([table, foreign])
     for shape, block in (((1, 1), 1), ((7, 5), 1), ((30, 40), 6), ((16, 16), 16)):
-        small = dice.integers(0, len(colours), (-(-shape[0] // block), -(-shape[1] // block)))
+        small = rng.integers(0, len(colours), (-(-shape[0] // block), -(-shape[1] // block)))
         chosen = np.kron(small, np.ones((block, block), int))[: shape[0], : shape[1]]
         facts = count_colours(colours[chosen])
         counts = Counter(chosen.ravel().tolist())
@@ -328,11 +329,11 @@ def flip_signs(root):
 
 def scatter_angles(root):
     """Angles that have nothing to do with the drive."""
-    dice = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
 
     def scatter(item):
         rate = item["flexray"]["angular_velocity_omega_z"]
-        rate["values"] = [float(dice.choice([-1, 1]))] * len(rate["values"])
+        rate["values"] = [float(rng.choice([-1, 1]))] * len(rate["values"])
 
     edit_bus(root, scatter)
     return {}
@@ -570,7 +571,7 @@ def test_a_flipped_bit_inside_a_picture_is_found_when_it_is_decoded(root):
 
 
 def test_whatever_a_file_holds_reading_does_not_raise(root):
-    dice = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     raw = open_set(root)
     frame = next(frame for frame, kinds in raw.index.items() if len(kinds) == 5)
     bus_file = bus_path(raw.bus_root, frame.scene)
@@ -580,15 +581,15 @@ def test_whatever_a_file_holds_reading_does_not_raise(root):
         whole = path.read_bytes()
         for _ in range(25):
             data = bytearray(whole)
-            at = int(dice.integers(len(data)))
-            if path.suffix == ".json" and dice.random() < 0.7:
+            at = int(rng.integers(len(data)))
+            if path.suffix == ".json" and rng.random() < 0.7:
                 places = [i for i in range(len(data)) if data[i : i + 1] in b"0123456789[{" and data[i - 1] in b" :[,"]
-                at = int(dice.choice(places))
-                data[at : at + 1] = numbers[dice.integers(len(numbers))]
-            elif dice.random() < 0.3:
+                at = int(rng.choice(places))
+                data[at : at + 1] = numbers[rng.integers(len(numbers))]
+            elif rng.random() < 0.3:
                 data = data[:at]
             else:
-                data[at] ^= 1 << dice.integers(8)
+                data[at] ^= 1 << rng.integers(8)
             path.write_bytes(bytes(data))
             unit = frame.scene if kind == "bus" else (frame, raw.index[frame])
             report = build_report(raw, [bind_reader(raw, True)(unit)])

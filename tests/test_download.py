@@ -19,7 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from a2d2 import download
+from a2d2.download import archives, transfer
+from a2d2.download.__main__ import main
+from a2d2.download.archives import list_members
+from a2d2.download.errors import DownloadError
+from a2d2.download.files import hold_folder
+from a2d2.download.progress import format_bytes
+from a2d2.download.sets import MARKER
+from a2d2.download.transfer import BLOCK, OVERLAP
 
 ROOT = Path(__file__).resolve().parent.parent
 BOXES = "camera_lidar_semantic_bboxes"
@@ -120,7 +127,7 @@ def bucket(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("A2D2_URL", server.url)
     monkeypatch.setenv("A2D2_OBJECTS_URL", server.url)
-    monkeypatch.setattr(download, "RETRY_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(transfer, "RETRY_PAUSES_S", (0.0, 0.0, 0.0))
     yield server
     server.resume.set()
     server.shutdown()
@@ -162,13 +169,13 @@ def read_tree(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != download.MARKER
+        if path.is_file() and path.name != MARKER
     }
 
 
 def get(into: Path, *arguments: str) -> int:
     """What `sh get_data.sh` returns, in this process."""
-    return download.main([*arguments, "--into", str(into)])
+    return main([*arguments, "--into", str(into)])
 
 
 def find_leftovers(into: Path) -> list[Path]:
@@ -247,7 +254,7 @@ def test_a_server_that_never_gets_further_ends_with_one_line_and_the_rerun_goes_
 
     bucket.ignores_ranges, bucket.faults, bucket.requests = False, [], []
     assert get(tmp_path, "boxes") == 0
-    assert (f"{BOXES}.tar", f"bytes={len(archive) * 2 // 5 - download.OVERLAP}-") in bucket.requests
+    assert (f"{BOXES}.tar", f"bytes={len(archive) * 2 // 5 - OVERLAP}-") in bucket.requests
     assert (tmp_path / f"archives/{BOXES}.tar").read_bytes() == archive
 
 
@@ -255,7 +262,7 @@ def test_a_part_of_an_older_file_is_not_joined_to_a_newer_one(bucket, tmp_path):
     old, new = wrap(make_scene(100)), wrap({name: content[::-1] for name, content in make_scene(100).items()})
     bucket.files[f"{BOXES}.tar"] = new
     bucket.modified = formatdate(time.time() - 1000, usegmt=True)
-    for length in (len(old) // 2, len(new) + 2 * download.OVERLAP):
+    for length in (len(old) // 2, len(new) + 2 * OVERLAP):
         into = tmp_path / str(length)
         (into / "archives").mkdir(parents=True)
         part = into / f"archives/{BOXES}.tar.part"
@@ -285,7 +292,7 @@ def test_an_error_page_does_not_cost_what_is_here(bucket, tmp_path):
     part.write_bytes(archive[:-10])
     bucket.modified = formatdate(time.time() + 1000, usegmt=True)
     assert get(tmp_path, "boxes") == 1
-    assert part.read_bytes() == archive[: len(archive) - 10 - download.OVERLAP]
+    assert part.read_bytes() == archive[: len(archive) - 10 - OVERLAP]
 
 
 def test_one_refusal_is_survived(bucket, tmp_path):
@@ -341,7 +348,7 @@ def test_verify_finds_a_flipped_bit_a_missing_and_a_short_file(bucket, tmp_path,
     assert get(tmp_path, "--verify") == 1
     image.unlink()
     assert get(tmp_path, "--verify") == 1
-    (tmp_path / BOXES / download.MARKER).unlink()
+    (tmp_path / BOXES / MARKER).unlink()
     assert get(tmp_path, "--verify") == 1
     assert get(tmp_path, "boxes") == 0
     assert image.read_bytes() == content
@@ -358,7 +365,7 @@ def make_link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
 def make_negative(name: str) -> tarfile.TarInfo:
     """A member whose size leads back to its own header: older tarfile modules then read it for ever."""
     member = tarfile.TarInfo(name)
-    member.size = -download.BLOCK
+    member.size = -BLOCK
     return member
 
 
@@ -402,21 +409,21 @@ def test_an_archive_cut_at_any_block_is_refused(tmp_path):
     end = len(archive.rstrip(b"\0"))
     for length in range(0, end, 256):
         path.write_bytes(archive[:length])
-        with pytest.raises(download.DownloadError):
-            download.list_members(path, BOXES)
+        with pytest.raises(DownloadError):
+            list_members(path, BOXES)
     path.write_bytes(archive)
-    assert len(download.list_members(path, BOXES)) == 3
+    assert len(list_members(path, BOXES)) == 3
 
 
 def test_a_broken_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     archive = bytearray(wrap(make_scene(3, 700)))
     path = tmp_path / "boxes.tar"
     path.write_bytes(archive)
-    second = download.list_members(path, BOXES)[1]
-    archive[second.offset - download.BLOCK] ^= 1
+    second = list_members(path, BOXES)[1]
+    archive[second.offset - BLOCK] ^= 1
     path.write_bytes(archive)
-    with pytest.raises(download.DownloadError, match="broken"):
-        download.list_members(path, BOXES)
+    with pytest.raises(DownloadError, match="broken"):
+        list_members(path, BOXES)
 
 
 def test_too_little_space_is_said_before_anything_is_fetched_or_unpacked(bucket, tmp_path, capsys, monkeypatch):
@@ -426,8 +433,8 @@ def test_too_little_space_is_said_before_anything_is_fetched_or_unpacked(bucket,
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=len(archive)))
     assert get(tmp_path, "boxes") == 1
     message = capsys.readouterr().err
-    assert download.format_bytes(2 * len(archive)) in message
-    assert download.format_bytes(len(archive)) in message
+    assert format_bytes(2 * len(archive)) in message
+    assert format_bytes(len(archive)) in message
     assert read_tree(tmp_path) == {}
 
     (tmp_path / f"archives/{BOXES}.tar").write_bytes(archive)
@@ -444,7 +451,7 @@ def test_a_full_disk_ends_in_one_line_and_the_rerun_finishes(bucket, tmp_path, c
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "write_member", fail)
+        patch.setattr(archives, "write_member", fail)
         assert get(tmp_path, "boxes") == 1
     assert capsys.readouterr().err.count("No space left on device") == 1
     assert get(tmp_path, "boxes") == 0
@@ -474,7 +481,7 @@ def test_a_sync_that_was_interrupted_fetches_only_what_is_missing(bucket, tmp_pa
     assert get(tmp_path, "boxes") == 1
     arrived = set(read_tree(tmp_path / BOXES))
     assert list(boxes)[10] not in arrived
-    assert not (tmp_path / BOXES / download.MARKER).exists()
+    assert not (tmp_path / BOXES / MARKER).exists()
 
     (tmp_path / "archives/checksums_objects.txt").write_text(f"{hashlib.md5(content).hexdigest()}  {broken}")
     bucket.requests = []
@@ -506,7 +513,7 @@ def test_the_calibration_of_the_boxes_set_serves_where_there_is_no_other(bucket,
 def test_two_runs_at_once_do_not_write_the_same_folder(bucket, tmp_path, capsys):
     bucket.files["cams_lidars.json"] = b"{}"
     (tmp_path / "archives").mkdir()
-    lock = download.hold_folder(tmp_path / "archives")
+    lock = hold_folder(tmp_path / "archives")
     assert get(tmp_path, "calibration") == 1
     assert "another get_data.sh" in capsys.readouterr().err
     os.close(lock)
@@ -549,7 +556,7 @@ def test_a_download_that_is_killed_goes_on_where_it_was(bucket, tmp_path, number
     part = tmp_path / f"archives/{BOXES}.tar.part"
     with start_script(tmp_path, "boxes") as run:
         deadline = time.monotonic() + 15
-        while not (part.exists() and part.stat().st_size > 3 * download.OVERLAP):
+        while not (part.exists() and part.stat().st_size > 3 * OVERLAP):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         run.send_signal(number)
@@ -562,7 +569,7 @@ def test_a_download_that_is_killed_goes_on_where_it_was(bucket, tmp_path, number
     with start_script(tmp_path, "boxes") as run:
         _, message = run.communicate(timeout=15)
     assert run.returncode == 0, message
-    assert int(dict(bucket.requests)[f"{BOXES}.tar"][6:-1]) > 2 * download.OVERLAP
+    assert int(dict(bucket.requests)[f"{BOXES}.tar"][6:-1]) > 2 * OVERLAP
     assert (tmp_path / f"archives/{BOXES}.tar").read_bytes() == archive
     assert read_tree(tmp_path / BOXES) == make_scene(100)
 
@@ -571,7 +578,8 @@ KILL_AT = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from a2d2 import download
+from a2d2.download.__main__ import main
+from a2d2.download.progress import Progress
 calls, limit = 0, int(sys.argv[2])
 def count(function):
     def counted(*arguments):
@@ -581,9 +589,9 @@ def count(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments)
     return counted
-download.Progress.add = count(download.Progress.add)
+Progress.add = count(Progress.add)
 Path.replace = count(Path.replace)
-sys.exit(download.main(sys.argv[3:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -606,7 +614,7 @@ def test_an_unpacking_killed_at_any_step_ends_with_the_tree_of_a_clean_run(bucke
 
 
 def test_the_module_needs_nothing_but_the_standard_library():
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from a2d2 import download; print(*sys.modules)"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import a2d2.download.__main__; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
     outside = {name.split(".")[0] for name in loaded.stdout.split()} - set(sys.stdlib_module_names)
     assert outside <= {"a2d2", "__main__"}

@@ -14,8 +14,8 @@ from a2d2.dataset import Geometry
 from a2d2.derive import Recipe, derive_boxes, derive_camera, derive_depth, derive_segmentation, derive_steering
 from a2d2.frames import Frame, list_frames
 from a2d2.images import read_image, write_json
-from a2d2.synthetic import write_dataset
-from build import build_network
+from a2d2.synthetic.writer import write_dataset
+from experiment import build_network
 from models.heads import DetectionOutput
 from tasks import TASKS
 from tasks.depth import Depth, silog_losses
@@ -46,7 +46,7 @@ def test_segmentation_by_hand():
     target = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
     entropy = LOG2 + 2 * LOG2
     assert Segmentation().loss(logits, target).item() == pytest.approx(entropy, rel=1e-6)
-    weighted = Segmentation(fitted={"class_weights": [2.0, 3.0] + [1.0] * 17})
+    weighted = Segmentation(label_statistics={"class_weights": [2.0, 3.0] + [1.0] * 17})
     assert weighted.loss(logits, target).item() == pytest.approx(2 * LOG2 + 3 * 2 * LOG2, rel=1e-6)
     # Dice: 2 * 1/2 / (5/4 + 1) = 4/9 for the one class, 2 * 1/4 / (3/4 + 1) = 2/7 for the other; times two pixels
     dice = 2 * (1 - (4 / 9 + 2 / 7) / 2)
@@ -91,12 +91,14 @@ def test_detection_by_hand():
 
 def test_steering_by_hand():
     """Errors of 1/2 and 3 units of 10 degrees."""
-    fitted = {"scale_deg": 10.0}
+    label_statistics = {"scale_deg": 10.0}
     output, target = torch.tensor([[1.0], [-1.0]]), torch.tensor([[5.0], [20.0]])
-    assert Steering(fitted=fitted).loss(output, target).item() == pytest.approx(0.5 * 0.5**2 + (3 - 0.5))
-    absolute = Steering(Steering.Options(loss="l1"), fitted)
+    assert Steering(label_statistics=label_statistics).loss(output, target).item() == pytest.approx(
+        0.5 * 0.5**2 + (3 - 0.5)
+    )
+    absolute = Steering(Steering.Options(loss="l1"), label_statistics)
     assert absolute.loss(output, target).item() == pytest.approx(0.5 + 3)
-    horizon = Steering(Steering.Options(loss="l1", horizon=2), fitted)  # its mean, for each frame
+    horizon = Steering(Steering.Options(loss="l1", horizon=2), label_statistics)  # its mean, for each frame
     assert horizon.loss(output.view(1, 2), target.view(1, 2)).item() == pytest.approx((0.5 + 3) / 2)
     assert horizon.count(target.view(1, 2)) == 1
 
@@ -198,7 +200,7 @@ def test_the_terms_of_regions_do_not_depend_on_how_images_are_batched():
         Segmentation(),
         Segmentation(Segmentation.Options(lovasz=1.0, dice=1.0)),
         Depth(),
-        Steering(fitted={"scale_deg": 7.0}),
+        Steering(label_statistics={"scale_deg": 7.0}),
         Steering(Steering.Options(horizon=4, loss="l1"), {"scale_deg": 7.0}),
     ],
     ids=["segmentation", "regions", "depth", "steering", "horizon"],
@@ -208,17 +210,17 @@ def test_mirrored_outputs_and_labels_cost_the_same(task):
     torch.manual_seed(0)
     rng = np.random.default_rng(3)
     width, height = SIZE
-    if task.language == "map":
+    if task.output_format == "map":
         label = rng.choice([*range(19), 255], (height, width)).astype(np.uint8)
         output = torch.randn(1, 19, height, width, dtype=torch.float64)
-    elif task.language == "log_depth":
+    elif task.output_format == "log_depth":
         label = np.where(rng.random((height, width)) < 0.1, rng.uniform(2, 90, (height, width)), 0).astype(np.float32)
         output = torch.randn(1, height, width, dtype=torch.float64)
     else:
         label = rng.normal(0, 20, task.options.horizon).astype(np.float32)
         output = torch.randn(1, task.options.horizon, dtype=torch.float64)
     target, mirrored = (default_collate([task.transform(label, geometry)]) for geometry in (SAME, MIRROR))
-    turned = -output if task.language == "numbers" else output.flip(-1)
+    turned = -output if task.output_format == "numbers" else output.flip(-1)
     assert task.count(target) == task.count(mirrored) > 0
     torch.testing.assert_close(task.loss(turned, mirrored), task.loss(output, target))
     assert task.loss(output, mirrored).item() != pytest.approx(task.loss(output, target).item(), rel=1e-3)
@@ -257,16 +259,16 @@ def test_horizon_begins_at_the_frames_own_sample_and_repeats_the_last(tmp_path):
 
 def test_horizon_is_scored_beside_the_angle_at_the_frames_time():
     task = Steering(Steering.Options(horizon=3, scale_deg=4.0))
-    task.fit([np.array([1.0, 50, 60], np.float32), np.array([3.0, 80, 90], np.float32)])
-    assert task.fitted == {"constant": 2.0, "scale_deg": 4.0}
+    task.collect_statistics([np.array([1.0, 50, 60], np.float32), np.array([3.0, 80, 90], np.float32)])
+    assert task.label_statistics == {"constant": 2.0, "scale_deg": 4.0}
     target = torch.tensor([[1.0, 50, 60], [3.0, 80, 90]])
-    answer = task.answer(torch.tensor([[0.5, 12.5, 15.0], [0.5, 20.0, 20.0]]), SIZE)
+    answer = task.predict(torch.tensor([[0.5, 12.5, 15.0], [0.5, 20.0, 20.0]]), SIZE)
     metrics = task.metrics()
     metrics.update(answer, target)
     scores = metrics.compute()
     assert scores["mae"] == 1 and scores["rmse"] == 1
     assert scores["mae/horizon"] == pytest.approx((1 + 0 + 0 + 1 + 0 + 10) / 6)
-    assert task.answer_constant(target).eq(2).all()
+    assert task.predict_constant(target).eq(2).all()
 
 
 # Learning, on cut-outs of synthetic frames
@@ -274,13 +276,13 @@ def test_horizon_is_scored_beside_the_angle_at_the_frames_time():
 
 DERIVED = (512, 320)
 # A head at stride 4 cannot say everything about a small picture of a whole scene: a free map of log-depth in place of
-# the network, fitted to such labels at 128x80, ends at AbsRel 0.075, and free logits at mIoU 0.89. Cut out of a larger
+# the network, optimized on such labels at 128x80, ends at AbsRel 0.075, and free logits at mIoU 0.89. Cut out of a larger
 # one, in the lower left, where things are near and of many classes, they reach 0.015 and 0.97.
 CUT = Geometry(DERIVED, (0, 192, 128, 80), (128, 80))
-DENSE = {"reads": ("neck.8", "neck.16", "neck.32"), "width": 64, "depth": 2}
+DENSE = {"reads": ("neck.8", "neck.16", "neck.32"), "width": 64, "layers": 2}
 OPTIONS = {
     "segmentation": {"class_balance": 0.5, "lovasz": 1.0, "head": {"width": 64}},
-    "depth": {"head": {"depth": 1}},
+    "depth": {"head": {"layers": 1}},
     "detection": {"head": DENSE},
     "steering": {},
 }
@@ -304,11 +306,11 @@ def frames(tmp_path_factory):
 
 
 def load_four(frames, name, **options):
-    """A task fitted to its labels, and up to four images (n, 3, 80, 128) whose targets hold something to count."""
+    """A task with the statistics of its labels, and up to four images (n, 3, 80, 128) whose targets hold something to count."""
     task = TASKS[name](TASKS[name].Options(**{**OPTIONS[name], **options}))
     labelled = [frame for frame in frames if task.has_label(frame)]
     labels = [task.load(frame) for frame in labelled]
-    task.fit(labels)
+    task.collect_statistics(labels)
     images, targets = [], []
     for frame, label in zip(labelled, labels, strict=True):
         image = torch.from_numpy(read_image(frame.path("image_lossless"))).permute(2, 0, 1)
@@ -375,9 +377,9 @@ def test_options_that_all_heads_have(name, frames):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_levels_width_and_depth_of_each_head_are_options(name, frames):
-    chosen = {"reads": ("neck.8", "neck.32"), "width": 32, "depth": 2}
+    chosen = {"reads": ("neck.8", "neck.32"), "width": 32, "layers": 2}
     sizes = {}
-    changes = {"": {}, "reads": {"reads": ("neck.8",)}, "width": {"width": 64}, "depth": {"depth": 3}}
+    changes = {"": {}, "reads": {"reads": ("neck.8",)}, "width": {"width": 64}, "layers": {"layers": 3}}
     for key, change in changes.items():
         task, images, targets = load_four(frames, name, head={**chosen, **change})
         net = build_alone(task)
@@ -411,6 +413,6 @@ def test_each_head_alone_learns_four_frames_by_heart(name, steps, rate, score, b
         schedule.step()
     metrics = task.metrics()
     with torch.no_grad():
-        metrics.update(task.answer(net.eval()(images)[name], CUT.size), targets)
+        metrics.update(task.predict(net.eval()(images)[name], CUT.size), targets)
     found = metrics.compute()[score]
     assert found > bar if task.better == "higher" else found < bar

@@ -43,20 +43,20 @@ def undisturbed(raw, tmp_path_factory):
 
 
 def test_killed_twenty_times_at_random_moments_the_files_are_those_of_an_undisturbed_run(raw, undisturbed, tmp_path):
-    dice = random.Random(0)
+    rng = random.Random(0)
     interrupted = 0
     for number in range(20):
         script = SCRIPTS[number % len(SCRIPTS)]
         # a finished kind is no longer at risk: take away some of its files, as if they had never been made
         done = list_frames(tmp_path, PRODUCES[script])
-        for frame in dice.sample(done, len(done) // 2):
+        for frame in rng.sample(done, len(done) // 2):
             frame.path(PRODUCES[script]).unlink()
         before = len(list_frames(tmp_path, PRODUCES[script]))
         process = start(script, raw, tmp_path)
         wait_for(lambda script=script, before=before, process=process: (
             len(list_frames(tmp_path, PRODUCES[script])) > before or process.poll() is not None
         ))  # fmt: skip
-        time.sleep(dice.uniform(0, 0.03))
+        time.sleep(rng.uniform(0, 0.03))
         interrupted += process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -11,9 +11,9 @@ from a2d2.calibration import load_calibration, map_centres
 from a2d2.classes import CLASSES
 from a2d2.derive import look_up_classes
 from a2d2.lidar import DEPTH_SCALE, splat_depth
-from a2d2.synthetic import describe_rig
-from a2d2.synthetic_render import measure_depth, render_camera, scan_lidars
-from a2d2.synthetic_world import build_lone_moment, build_world, draw_actor
+from a2d2.synthetic.render import measure_depth, render_camera, scan_lidars
+from a2d2.synthetic.world import build_lone_moment, build_world, draw_actor
+from a2d2.synthetic.writer import describe_rig
 
 SIZE, DERIVED = (960, 604), (512, 320)
 

@@ -24,8 +24,8 @@ def build_net(**encoder_options):
     channels = encoder.channels | neck.channels
     heads = {
         "map": MapHead(channels, outputs=5, width=32),
-        "depth": DepthHead(channels, width=32, depth=1),
-        "boxes": DenseDetectionHead(channels, classes=3, width=64, depth=1),
+        "depth": DepthHead(channels, width=32, layers=1),
+        "boxes": DenseDetectionHead(channels, classes=3, width=64, layers=1),
         "number": GridHead(channels, width=16, hidden=16, outputs=2),
     }
     return MultitaskNet(encoder, neck, heads)
@@ -264,7 +264,7 @@ def test_locations_are_the_centres_of_cells_that_tile_the_image(size):
 def test_detector_lists_its_cells_in_the_order_of_the_locations():
     """A single bright cell of the features moves the boxes at its own location the most."""
     torch.manual_seed(0)
-    head = DenseDetectionHead({"x.8": 32, "x.16": 32}, reads=("x.16", "x.8"), width=32, depth=0)
+    head = DenseDetectionHead({"x.8": 32, "x.16": 32}, reads=("x.16", "x.8"), width=32, layers=0)
     size, strides = (75, 131), (8, 16)
     nn.init.normal_(head.regression.bbox_reg.weight)
     features = {"x.8": torch.zeros(1, 32, 10, 17), "x.16": torch.zeros(1, 32, 5, 9)}

@@ -15,8 +15,8 @@ import evaluate
 import train
 import visualize
 from a2d2.images import read_image
-from build import KINDS, WrongUseError, build_network, build_tasks, load_trained
-from models.yolo import YoloTrunk
+from experiment import KINDS, WrongUseError, build_network, build_tasks, load_trained
+from models.yolo import YoloBackbone
 from tasks import TASKS
 from training.config import Model, load_config
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 OPTIONS = {name: task.Options for name, task in TASKS.items()}
 TASK_OF = {"unet": "segmentation", "densedepth": "depth", "yolo": "detection", "pilotnet": "steering"}
-YOLO_READS = ["trunk.8", "trunk.16", "trunk.32"]
+YOLO_READS = ["backbone.8", "backbone.16", "backbone.32"]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def keep_process_state():
 
 
 def make_tasks(**given):
-    """Tasks of these names and options, as if fitted."""
+    """Tasks of these names and options, with label statistics, which come from no labels."""
     tasks = build_tasks({name: OPTIONS[name](**options) for name, options in given.items()})
     for task in tasks.values():
-        task.fit([])
+        task.collect_statistics([])
     return tasks
 
 
@@ -92,12 +92,14 @@ def test_no_kind_is_missing():
 def test_a_specialist_refuses_every_other_task(kind):
     for name in TASKS:
         if name != TASK_OF[kind]:
-            with pytest.raises(WrongUseError, match=rf"model\.kind={kind} answers .* tasks\.{name} asks for") as caught:
+            with pytest.raises(
+                WrongUseError, match=rf"model\.kind={kind} has the output format .* tasks\.{name} asks for"
+            ) as caught:
                 build_network(Model(kind=kind), make_tasks(**{name: {}}), (64, 64))
             # the way out that it names is one
             (task,) = make_tasks(**{name: {}}).values()
             for other, its in KINDS.items():
-                fits = its.languages is None or task.language in its.languages
+                fits = its.output_formats is None or task.output_format in its.output_formats
                 assert (f" {other} " in str(caught.value).replace("=", " ").replace(",", " ")) == (
                     fits or other == kind
                 )
@@ -142,7 +144,7 @@ def test_options_of_a_head_that_would_do_nothing_are_refused(kind, name, options
 
 def test_a_head_that_reads_what_is_not_there_is_wrong_use():
     with pytest.raises(
-        WrongUseError, match=r"tasks\.detection\.head: .*neck\.8.* offers trunk\.8, trunk\.16, trunk\.32"
+        WrongUseError, match=r"tasks\.detection\.head: .*neck\.8.* offers backbone\.8, backbone\.16, backbone\.32"
     ):
         build_network(Model(kind="yolo"), make_tasks(detection={}), (64, 64))
     with pytest.raises(WrongUseError, match=r"tasks\.depth\.head: .*neck\.2"):
@@ -163,9 +165,9 @@ def test_the_detector_answers_on_the_strides_that_its_options_name():
 
 
 def test_trunk_features_have_the_channels_that_they_say():
-    trunk = YoloTrunk(8, 1)
-    features = trunk(torch.rand(1, 3, 64, 96))
-    assert {name: feature.shape[1] for name, feature in features.items()} == trunk.channels
+    backbone = YoloBackbone(8, 1)
+    features = backbone(torch.rand(1, 3, 64, 96))
+    assert {name: feature.shape[1] for name, feature in features.items()} == backbone.channels
 
 
 ENCODERS = ["resnet34", "resnet50", "convnext_tiny", "mobilenetv4_conv_medium", "swin_tiny_patch4_window7_224"]
@@ -179,7 +181,7 @@ def test_encoders_by_name_answer_all_tasks_at_an_odd_size(name):
         outputs = net(torch.rand(1, 3, 69, 107))
     assert list(outputs) == list(tasks)
     for task, output in zip(tasks.values(), outputs.values(), strict=True):
-        assert task.answer(output, (107, 69)) is not None
+        assert task.predict(output, (107, 69)) is not None
     assert outputs["segmentation"].shape[2:] == outputs["depth"].shape[1:] == (69, 107)
     assert outputs["depth"].isfinite().all()
 
@@ -200,7 +202,7 @@ def test_every_shipped_config_trains(path, derived, tmp_path, monkeypatch):
     trained = load_trained(folder, torch.device("cpu"))
     outputs = trained.net(torch.rand(1, 3, 64, 64))
     for name, task in trained.tasks.items():
-        task.answer(outputs[name], (64, 64))
+        task.predict(outputs[name], (64, 64))
     shutil.rmtree(folder)
 
 
@@ -226,7 +228,7 @@ def test_a_specialist_is_rebuilt_from_its_weights_file_alone(runs, tmp_path):
     assert second.name == "alone" and second.size == (160, 100)
     image = torch.rand(2, 3, 100, 160)
     with torch.no_grad():
-        answers = [each.tasks["steering"].answer(each.net(image)["steering"], (64, 64)) for each in (first, second)]
+        answers = [each.tasks["steering"].predict(each.net(image)["steering"], (64, 64)) for each in (first, second)]
     assert torch.equal(*answers)
     assert answers[0][0] != answers[0][1]
 
@@ -282,7 +284,7 @@ def table(tmp_path_factory):
     config.write_text(
         "data: {roots: [nowhere/96x64]}\n"
         "model: {encoder: {name: resnet18, norm: group}, neck: {width: 32, repeats: 1}}\n"
-        "tasks: {segmentation: {head: {width: 32, depth: 1}}, steering: {}}\n"
+        "tasks: {segmentation: {head: {width: 32, layers: 1}}, steering: {}}\n"
         "train: {micro_batch: 2, ema: null}\n"
     )
     paths = [config, ROOT / "configs/specialist/pilotnet.yaml"]
@@ -305,17 +307,17 @@ def test_the_table_counts_what_there_is(table):
     tiny, pilotnet = json.loads(output.with_suffix(".json").read_text())
     assert (tiny["size"], tiny["micro_batch"], tiny["precision"]) == ([96, 64], 2, "bf16")
     parts = tiny["parts"]
-    assert list(parts) == ["encoder", "neck", "segmentation", "steering"] and "trunk" in pilotnet["parts"]
+    assert list(parts) == ["encoder", "neck", "segmentation", "steering"] and "backbone" in pilotnet["parts"]
 
     loaded = load_config(config, [], OPTIONS)
-    tasks = make_tasks(segmentation={"head": {"width": 32, "depth": 1}}, steering={})
+    tasks = make_tasks(segmentation={"head": {"width": 32, "layers": 1}}, steering={})
     net = build_network(loaded.model, tasks, (96, 64), load_pretrained=False)
     assert sum(part["parameters"] for part in parts.values()) == sum(p.numel() for p in net.parameters())
     # by hand: two 3x3 convolutions 32 -> 32 on 24x16 cells, then a 1x1 to 19 classes
     assert parts["segmentation"]["macs"] == 24 * 16 * 32 * (2 * 9 * 32 + 19)
     # PilotNet by hand, from the sizes in its paper
     layers = [(31 * 98, 75 * 24), (14 * 47, 600 * 36), (5 * 22, 900 * 48), (3 * 20, 432 * 64), (1 * 18, 576 * 64)]
-    assert pilotnet["parts"]["trunk"]["macs"] == sum(cells * weights for cells, weights in layers)
+    assert pilotnet["parts"]["backbone"]["macs"] == sum(cells * weights for cells, weights in layers)
     dense = 1152 * 100 + 100 * 50 + 50 * 10 + 10
     assert pilotnet["parts"]["steering"]["macs"] == dense
     # bfloat16 copies of the weights, but for those of the last layer

@@ -20,8 +20,8 @@ CONFIG = {
     },
     "tasks": {
         "segmentation": {"head": {"width": 32}},
-        "depth": {"head": {"width": 16, "depth": 1}},
-        "detection": {"head": {"width": 32, "depth": 1}},
+        "depth": {"head": {"width": 16, "layers": 1}},
+        "detection": {"head": {"width": 32, "layers": 1}},
         "steering": {},
     },
     "train": {

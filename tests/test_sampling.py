@@ -11,9 +11,9 @@ NAMES = ("a", "b", "c")
 
 
 def draw_labels(count=40, seed=0):
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     return {
-        name: [dice.random() < share for _ in range(count)] for name, share in zip(NAMES, (0.9, 0.6, 0.3), strict=False)
+        name: [rng.random() < share for _ in range(count)] for name, share in zip(NAMES, (0.9, 0.6, 0.3), strict=False)
     }
 
 

@@ -14,7 +14,7 @@ import torch
 
 from a2d2.dataset import DatasetError, FrameDataset, index_roots
 from a2d2.images import read_image
-from a2d2.synthetic import write_dataset
+from a2d2.synthetic.writer import write_dataset
 from tasks import TASKS
 from training.balancing import NonFiniteError, backward_cycle
 from training.checkpoint import load_weights
@@ -135,8 +135,8 @@ def test_the_sample_is_as_documented(derived):
 
 
 def test_regimes_and_endless_streams():
-    dice = random.Random(0)
-    has = {name: [dice.random() < 0.7 for _ in range(60)] for name in "abc"}
+    rng = random.Random(0)
+    has = {name: [rng.random() < 0.7 for _ in range(60)] for name in "abc"}
     one = assign_labels(has, "one_task", 0)
     assert len({index for indices in one.values() for index in indices}) == sum(map(len, one.values()))
     assert max(map(len, one.values())) - min(map(len, one.values())) <= 3
@@ -164,7 +164,7 @@ def test_micro_batches_combine_exactly_and_absent_tasks_stay_untouched():
 
     from models.multitask import MultitaskNet
 
-    class Trunk(torch.nn.Module):
+    class Backbone(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = torch.nn.Conv2d(3, 4, 1)
@@ -183,7 +183,7 @@ def test_micro_batches_combine_exactly_and_absent_tasks_stay_untouched():
             return self.layer(features["encoder.1"].mean(dim=(2, 3)))[:, 0]
 
     torch.manual_seed(0)
-    net = MultitaskNet(Trunk(), None, {name: Sum() for name in "abc"}).double()
+    net = MultitaskNet(Backbone(), None, {name: Sum() for name in "abc"}).double()
     image, targets = torch.rand(4, 3, 2, 2).double(), torch.rand(4).double()
     labelled = {"a": [True, True, False, True], "b": [False, True, True, False], "c": [False] * 4}
 
@@ -229,8 +229,8 @@ def list_imports(path):
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_import_directions(package):
-    ours = {*ALLOWED, "build", "train", "evaluate", "visualize", "_common"}
-    for path in (ROOT / package).glob("*.py"):
+    ours = {*ALLOWED, "experiment", "train", "evaluate", "visualize", "_common"}
+    for path in (ROOT / package).rglob("*.py"):
         found = set(list_imports(path))
         assert found & ours <= ALLOWED[package], path
         if package == "a2d2" and path.name != "dataset.py":

@@ -13,7 +13,7 @@ from models.pilotnet import PilotNet, cut_strip
 from models.unet import UNet
 from models.yolo import Yolo
 
-build_dense_head = partial(DenseDetectionHead, reads=("trunk.8", "trunk.16", "trunk.32"), depth=2)
+build_dense_head = partial(DenseDetectionHead, reads=("backbone.8", "backbone.16", "backbone.32"), depth=2)
 
 # As shipped, with the millions of parameters that the comparison counts on.
 SHIPPED = {

@@ -1,11 +1,11 @@
-"""Splits: every frame in one part, scenes kept apart where that is promised."""
+"""Splits: every frame in one subset, scenes kept apart where that is promised."""
 
 from itertools import product
 
 import pytest
 
 from a2d2.frames import Frame
-from a2d2.splits import PARTS, SPLITS, split_frames
+from a2d2.splits import SPLITS, SUBSETS, split_frames
 
 FRACTIONS = [(0.7, 0.15, 0.15), (0.5, 0.5, 0.0), (0.1, 0.5, 0.4), (0.1, 0.8, 0.1), (1.0, 0.0, 0.0), (0.34, 0.33, 0.33)]
 
@@ -23,11 +23,11 @@ def find_scenes(frames):
 @pytest.mark.parametrize("scenes", [0, 1, 2, 7])
 def test_every_frame_is_in_one_part_whatever_the_order(name, scenes):
     frames = make_frames(scenes, views=("front_center", "side_left"))
-    parts = split_frames(frames, name)
-    assert tuple(parts) == PARTS
-    assert sorted(parts["train"] + parts["val"] + parts["test"]) == sorted(frames)
-    assert all(members == sorted(members) for members in parts.values())
-    assert split_frames(reversed(frames), name) == parts
+    subsets = split_frames(frames, name)
+    assert tuple(subsets) == SUBSETS
+    assert sorted(subsets["train"] + subsets["val"] + subsets["test"]) == sorted(frames)
+    assert all(members == sorted(members) for members in subsets.values())
+    assert split_frames(reversed(frames), name) == subsets
 
 
 @pytest.mark.parametrize(
@@ -52,20 +52,20 @@ def test_the_split_of_the_paper(scene, number, paper, paper_boxes):
 
 def test_the_thesis_validates_on_the_end_of_each_scene_and_camera():
     frames = make_frames(3, each=10, views=("front_center", "rear_center"))
-    parts = split_frames(frames, "thesis")
-    assert [frame.id for frame in parts["val"]] == ["000000008", "000000009"] * 6
-    assert len(parts["train"]) == 48 and not parts["test"]
+    subsets = split_frames(frames, "thesis")
+    assert [frame.id for frame in subsets["val"]] == ["000000008", "000000009"] * 6
+    assert len(subsets["train"]) == 48 and not subsets["test"]
 
 
 @pytest.mark.parametrize("fractions", FRACTIONS)
 @pytest.mark.parametrize("scenes", [3, 4, 5, 20])
 def test_scenes_are_kept_apart_and_each_wanted_part_gets_some(fractions, scenes):
-    parts = split_frames(make_frames(scenes), "by_scene", fractions)
+    subsets = split_frames(make_frames(scenes), "by_scene", fractions)
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        assert not find_scenes(parts[a]) & find_scenes(parts[b])
-    for part, fraction in zip(PARTS, fractions, strict=True):
-        assert bool(parts[part]) == (fraction > 0)
-        assert abs(len(find_scenes(parts[part])) - fraction * scenes) <= 1.5
+        assert not find_scenes(subsets[a]) & find_scenes(subsets[b])
+    for subset, fraction in zip(SUBSETS, fractions, strict=True):
+        assert bool(subsets[subset]) == (fraction > 0)
+        assert abs(len(find_scenes(subsets[subset])) - fraction * scenes) <= 1.5
 
 
 def test_the_seed_draws_the_scenes():

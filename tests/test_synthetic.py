@@ -15,9 +15,9 @@ from a2d2.classes import COLOUR_NAMES, IGNORE, OBJECT_CLASSES, colour_table
 from a2d2.derive import look_up_classes
 from a2d2.frames import SCENE_PATTERN, bus_path, find_bus_root, find_calibration, list_frames
 from a2d2.images import read_rgb_png
-from a2d2.synthetic import describe_bus, describe_rig, list_scene_frames, write_dataset
-from a2d2.synthetic_render import measure_depth, render_camera
-from a2d2.synthetic_world import build_lone_moment, build_world, draw_actor
+from a2d2.synthetic.render import measure_depth, render_camera
+from a2d2.synthetic.world import build_lone_moment, build_world, draw_actor
+from a2d2.synthetic.writer import describe_bus, describe_rig, list_scene_frames, write_dataset
 
 ROOT = Path(__file__).parents[1]
 SIZE = (240, 152)

@@ -60,13 +60,13 @@ def test_segmentation_counts_and_scores():
     metrics = task.metrics()
     metrics.update(torch.tensor([[[1, 1, 1, 2]]], dtype=torch.uint8), torch.tensor([[[1, 1, 2, 2]]], dtype=torch.uint8))
     assert metrics.compute()["miou"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert task.constant([np.array([[1, 1, 3, 255, 255, 255]], np.uint8)]) == 1
+    assert task.find_constant([np.array([[1, 1, 3, 255, 255, 255]], np.uint8)]) == 1
 
 
 def test_depth_constant_minimises_abs_rel():
     rng = np.random.default_rng(1)
     labels = [np.where(rng.random((6, 9)) < 0.5, rng.uniform(2, 70, (6, 9)), 0).astype(np.float32) for _ in range(4)]
-    constant = Depth().constant(labels)
+    constant = Depth().find_constant(labels)
 
     def score(value):
         metrics = DepthMetrics(80.0)
@@ -142,7 +142,7 @@ def test_without_boxes_every_location_is_background():
 
 def make_output(target, task, confidence=12.0):
     """A detector that says exactly what the target holds."""
-    strides, size = task.codec.strides, SIZE[::-1]
+    strides, size = task.box_coder.strides, SIZE[::-1]
     locations, spread = locate_cells(size, strides), spread_strides(size, strides)
     real = target["classes"] != -1
     boxes, classes = target["boxes"][real], target["classes"][real]
@@ -164,7 +164,7 @@ def test_perfect_detections_score_one_and_ignored_boxes_cost_nothing():
     batch = default_collate([target])
     assert task.count(batch) > 0
     metrics = task.metrics()
-    metrics.update(task.answer(output, SIZE), batch)
+    metrics.update(task.predict(output, SIZE), batch)
     assert metrics.compute()["ap"] == pytest.approx(1.0)
     # a detection on the ignored boxes is no false positive
     ufo = torch.tensor([[90.0, 5, 120, 30]])
@@ -177,14 +177,14 @@ def test_detection_mirrors():
     task = Detection()
     target, mirrored = (default_collate([task.transform(make_boxes(), geometry)]) for geometry in (SAME, MIRROR))
     torch.manual_seed(0)
-    maps = [torch.randn(1, 10, SIZE[1] // stride or 1, SIZE[0] // stride) for stride in task.codec.strides[:4]]
+    maps = [torch.randn(1, 10, SIZE[1] // stride or 1, SIZE[0] // stride) for stride in task.box_coder.strides[:4]]
     task = Detection(Detection.Options(head={"reads": ("neck.8", "neck.16", "neck.32", "neck.64")}))
 
     def make(levels, flipped):
         cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         boxes = cells[..., 5:9].exp() * 8
         boxes = boxes[..., [2, 1, 0, 3]] if flipped else boxes
-        return DetectionOutput(cells[..., :5], boxes, cells[..., 9], task.codec.strides, SIZE[::-1])
+        return DetectionOutput(cells[..., :5], boxes, cells[..., 9], task.box_coder.strides, SIZE[::-1])
 
     straight = task.loss(make(maps, False), target)
     turned = task.loss(make([level.flip(3) for level in maps], True), mirrored)
@@ -204,11 +204,13 @@ def test_an_empty_frame_is_a_labelled_frame():
 def test_steering_turns_its_sign_and_scores_in_degrees():
     task = Steering()
     assert task.transform(np.array([12.0], np.float32), MIRROR).tolist() == [-12]
-    task.fit(np.array([[0.0], [2.0], [40.0]]))
-    assert task.fitted["constant"] == 2.0 and task.fitted["scale_deg"] == pytest.approx(math.sqrt(1604 / 3 - 14**2))
+    task.collect_statistics(np.array([[0.0], [2.0], [40.0]]))
+    assert task.label_statistics["constant"] == 2.0 and task.label_statistics["scale_deg"] == pytest.approx(
+        math.sqrt(1604 / 3 - 14**2)
+    )
     output = torch.tensor([[1.0], [0.0]])
-    answer = task.answer(output, SIZE)
-    assert answer[:, 0].tolist() == pytest.approx([task.fitted["scale_deg"], 0.0])
+    answer = task.predict(output, SIZE)
+    assert answer[:, 0].tolist() == pytest.approx([task.label_statistics["scale_deg"], 0.0])
     metrics = task.metrics()
     metrics.update(torch.tensor([[10.0], [-10.0]]), torch.tensor([[12.0], [-40.0]]))
     scores = metrics.compute()
@@ -251,10 +253,10 @@ def test_depth_metrics_by_hand():
 def test_locations_in_an_ignored_box_are_neither_positive_nor_background():
     task = Detection()
     target = task.transform(make_boxes(), SAME)
-    locations = locate_cells(SIZE[::-1], task.codec.strides)
+    locations = locate_cells(SIZE[::-1], task.box_coder.strides)
     x1, y1, x2, y2 = 90, 5, 120, 30  # the box of unknown class
     inside = (locations > torch.tensor([x1, y1])).all(dim=1) & (locations < torch.tensor([x2, y2])).all(dim=1)
-    rows, ignored = task.codec._match(default_collate([target]), SIZE[::-1], task.codec.strides)[0]
+    rows, ignored = task.box_coder._match(default_collate([target]), SIZE[::-1], task.box_coder.strides)[0]
     assert (ignored | (rows >= 0))[inside].all() and ignored[inside].any()
 
     def loss_with(places):
@@ -327,9 +329,9 @@ def test_merged_classes_survive_saving(tmp_path):
 
 
 def test_the_box_grid_has_no_options_for_its_head():
-    with pytest.raises(ValueError, match="is for codec: dense; the box grid's head has no options"):
-        Detection.Options(codec="grid", head={"width": 64})
-    assert Detection.Options(codec="grid").head == Detection.Options().head
+    with pytest.raises(ValueError, match="is for box_coder: dense; the box grid's head has no options"):
+        Detection.Options(box_coder="grid", head={"width": 64})
+    assert Detection.Options(box_coder="grid").head == Detection.Options().head
 
 
 def test_of_too_many_boxes_the_largest_stay():
@@ -363,10 +365,10 @@ def test_skill_is_zero_at_the_constant_and_one_when_perfect():
 def test_class_weights_favour_rare_classes_and_keep_the_mean():
     label = np.array([[1] * 90 + [2] * 9 + [3]], np.uint8)
     task = Segmentation(Segmentation.Options(class_balance=0.5))
-    task.fit([label])
-    weights = np.array(task.fitted["class_weights"])
+    task.collect_statistics([label])
+    weights = np.array(task.label_statistics["class_weights"])
     assert weights[3] / weights[1] == pytest.approx(90**0.5) and weights[2] / weights[1] == pytest.approx(10**0.5)
     assert (weights[1] * 90 + weights[2] * 9 + weights[3]) / 100 == pytest.approx(1)
     alike = Segmentation()
-    alike.fit([label])
-    assert alike.fitted["class_weights"] == pytest.approx([1.0] * 19)
+    alike.collect_statistics([label])
+    assert alike.label_statistics["class_weights"] == pytest.approx([1.0] * 19)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from derived_root import write_root
-from test_balancing import Mean, Square, Trunk
+from test_balancing import Backbone, Mean, Square
 from test_resume import are_same_weights, keep_signals, read_log, run_train, stop_at_check  # noqa: F401
 from torch import nn
 from torch.utils.data import default_collate
@@ -139,7 +139,7 @@ def test_foreign_languages_are_named():
 
 
 def make_task(**options):
-    return Detection(Detection.Options(codec="grid", classes="all", **{"min_size": 0.0} | options))
+    return Detection(Detection.Options(box_coder="grid", classes="all", **{"min_size": 0.0} | options))
 
 
 def make_target(boxes, classes, size):
@@ -191,7 +191,7 @@ def test_boxes_come_back_out_of_the_grid_and_cost_nothing_there(size):
     assert task.count(target) == len(boxes)
     assert task.loss(output, target).item() < 1e-6
     for scale in (1, 2):
-        (answer,) = task.answer(output, (scale * size[1], scale * size[0]))
+        (answer,) = task.predict(output, (scale * size[1], scale * size[0]))
         assert len(answer["boxes"]) == len(boxes) and answer["scores"].min() > 0.999
         found = sorted(
             zip(answer["labels"].tolist(), (answer["boxes"] / scale).round(decimals=3).tolist(), strict=True)
@@ -205,14 +205,14 @@ def test_answers_are_cut_to_the_image_and_overlapping_ones_suppressed():
     box = [100.0, 60.0, 180.0, 120.0]
     twice = encode([box, [101.0, 60.0, 180.0, 121.0]], [3, 3], (256, 256))
     assert [
-        len(make_task(nms_threshold=threshold).answer(twice, (256, 256))[0]["boxes"]) for threshold in (0.6, 1)
+        len(make_task(nms_threshold=threshold).predict(twice, (256, 256))[0]["boxes"]) for threshold in (0.6, 1)
     ] == [
         1,
         2,
     ]
     output = encode([box], [3], (256, 256))
     output.values[0, 0, 1, 0, 3:5] = 20.0  # as large as the image, about a middle at (140, 90)
-    (answer,) = make_task().answer(output, (256, 256))
+    (answer,) = make_task().predict(output, (256, 256))
     assert answer["boxes"][0].tolist() == pytest.approx([12, 0, 256, 218], abs=1e-3)
 
 
@@ -358,7 +358,7 @@ def test_targets_are_made_as_for_the_dense_codec():
         {"box": [3, 3, 8, 8], "class": "Ufo", "visible": 1},
     ]
     grid, dense = (
-        Detection(Detection.Options(codec=codec)).transform(label, Geometry.identity((128, 64)))
+        Detection(Detection.Options(box_coder=codec)).transform(label, Geometry.identity((128, 64)))
         for codec in ("grid", "dense")
     )
     assert all(torch.equal(grid[key], dense[key]) for key in dense)
@@ -386,7 +386,7 @@ def test_padding_counts_nothing():
 
 def test_the_shared_network_can_have_the_grid_too():
     task = make_task()
-    assert (task.language, task.head_arguments()) == ("box_grid", {"classes": 14, "slots": 10})
+    assert (task.output_format, task.head_arguments()) == ("box_grid", {"classes": 14, "slots": 10})
     head = task.head({"neck.8": 16, "neck.16": 32})
     output = head({"neck.16": torch.randn(2, 32, 5, 9)}, (75, 131))
     target = make_target([[20.0, 30.0, 70.0, 60.0]], [5], (75, 131))
@@ -437,7 +437,7 @@ def make_cycle(number, labels=("a", "b"), rows=1):
 
 def build_small_net(names=NAMES):
     torch.manual_seed(0)
-    return MultitaskNet(Trunk(), None, {name: Mean() for name in names}).double()
+    return MultitaskNet(Backbone(), None, {name: Mean() for name in names}).double()
 
 
 def build_update(kind, options, net):
@@ -606,7 +606,7 @@ def test_recipes_have_the_thesis_network_sizes_and_epochs(name):
     assert (config.model.kind, config.model.input_size, config.data.split) == ("thesis", (1024, 1024), "thesis")
     assert set(config.tasks) == ({name} if name in TASKS else set(TASKS))
     tasks = {task: TASKS[task](options) for task, options in config.tasks.items()}
-    arguments = {task: (made.language, made.head_arguments()) for task, made in tasks.items()}
+    arguments = {task: (made.output_format, made.head_arguments()) for task, made in tasks.items()}
     expected = {
         "segmentation": ("map", {"outputs": 38}),
         "depth": ("log_depth", {"initial": 10.0}),

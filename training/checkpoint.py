@@ -22,7 +22,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-WEIGHTS_FORMAT = 1
+from training.renamed import rename_all
+
+WEIGHTS_FORMAT = 2  # 1 had other names, see training/renamed.py
+CHECKPOINT_FORMAT = 2  # 1 had the state of a run under other names
 
 _PLAIN_TYPES = (int, float, str, bool, type(None))
 
@@ -90,7 +93,7 @@ def save_checkpoint(folder: str | Path, step: int, state: dict, keep: int) -> Pa
     folder = Path(folder)
     path = folder / f"step_{step:08d}.pt"
     with whole_file(path) as file:
-        torch.save({"step": step, "state": state}, file)
+        torch.save({"format": CHECKPOINT_FORMAT, "step": step, "state": state}, file)
 
     newest_first = _list_checkpoints(folder)
     kept = [other for other in newest_first if other.name <= path.name][:keep]
@@ -106,7 +109,8 @@ def save_checkpoint(folder: str | Path, step: int, state: dict, keep: int) -> Pa
 def load_newest_checkpoint(folder: str | Path) -> tuple[int, dict] | None:
     """Return (step, state) of the newest checkpoint that can be read, tensors on the CPU; None where there is none.
 
-    Broken ones are skipped with a warning that names them. Raises ValueError if there are some and all are broken.
+    Broken ones are skipped with a warning that names them. Raises ValueError if there are some and all are broken, and
+    for a checkpoint of another format, which another version of this code wrote.
     """
     paths = _list_checkpoints(Path(folder))
     for path in paths:
@@ -116,10 +120,17 @@ def load_newest_checkpoint(folder: str | Path) -> tuple[int, dict] | None:
             if damaged is not None:
                 raise ValueError(f"its part {damaged} is damaged")
             content = torch.load(path, map_location="cpu", weights_only=True)
-            return content["step"], content["state"]
+            step, state, version = content["step"], content["state"], content.get("format", 1)
         except Exception as error:  # whatever is wrong with this one, the one before it may be whole
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(f"skipping the broken checkpoint {path}: {reason}", stacklevel=2)
+            continue
+        if version != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"{path} has format {version} and this version of the code reads format {CHECKPOINT_FORMAT}: finish "
+                "that run with the version that began it, or start another with --run"
+            )
+        return step, state
     if paths:
         raise ValueError(f"no checkpoint in {folder} can be read; delete them to start anew, or choose another run")
     return None
@@ -141,7 +152,7 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], header: dict) -> 
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Return (tensors, header) of a file that `save_weights` wrote, tensors on the CPU.
+    """Return (tensors, header) of a file that `save_weights` wrote, tensors on the CPU; names of before become today's.
 
     Raises FileNotFoundError, or ValueError with the way out for a file that is broken, foreign or too new.
     """
@@ -165,7 +176,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(
             f"{path} has format {version}, and this program knows formats up to {WEIGHTS_FORMAT}; update the program"
         )
-    return tensors, header
+    return tensors, rename_all(header) if version < WEIGHTS_FORMAT else header
 
 
 def _list_checkpoints(folder: Path) -> list[Path]:

@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from training.checkpoint import whole_file
+from training.renamed import find_new_key
 
 LONGEST_VALUE = 60
 
@@ -454,6 +455,8 @@ def _explain(details: dict, blocks: dict[str, list[str]]) -> tuple[str, str]:
     key = ".".join(location)
     if wrong_name:
         return key, f"{key}: unknown key; {_suggest(location, blocks)}"
+    if details["type"] == "extra_forbidden" and (new := find_new_key(key)):
+        return key, f"{key} = {_show(details['input'])}: this key is called {new} now"
     if details["type"] == "extra_forbidden":
         return key, f"{key} = {_show(details['input'])}: unknown key; {_suggest(location, blocks)}"
     if details["type"] == "missing":

@@ -13,18 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from a2d2.calibration import Camera
-from a2d2.check_facts import DEPTH_BINS, BoxFacts, BusFacts, FrameFacts
-from a2d2.check_known import LARGEST_MAGNITUDE, MAIN_VIEW
-from a2d2.check_report import Report
-from a2d2.checks import list_turns
-from a2d2.classes import (
-    CLASSES,
-    COLOUR_NAMES,
-    OBJECT_CLASSES,
-    class_colour,
-    colour_table,
-    find_object_class,
-)
+from a2d2.checks.bus_verdicts import list_turns
+from a2d2.checks.facts import DEPTH_BINS, BoxFacts, BusFacts, FrameFacts
+from a2d2.checks.known import LARGEST_MAGNITUDE, MAIN_VIEW
+from a2d2.checks.report import Report
+from a2d2.classes import CLASSES, COLOUR_NAMES, OBJECT_CLASSES, class_colour, colour_table, find_object_class
 from a2d2.images import write_bytes
 
 _STYLE = {

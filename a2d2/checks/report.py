@@ -8,19 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from a2d2.check_facts import BusFacts, FrameFacts
-from a2d2.check_known import BOX_SCENES, MAIN_VIEW
-from a2d2.checks import (
-    ASSUMPTIONS,
-    DIFFERS,
-    NOT_CHECKABLE,
-    OK,
-    Check,
-    RawSet,
-    check_set,
-    count_files,
-    list_damaged,
-)
+from a2d2.checks.assumptions import ASSUMPTIONS
+from a2d2.checks.check import DIFFERS, NOT_CHECKABLE, OK, Check
+from a2d2.checks.facts import BusFacts, FrameFacts
+from a2d2.checks.known import BOX_SCENES, MAIN_VIEW
+from a2d2.checks.raw_set import RawSet, count_files, list_damaged
+from a2d2.checks.verdicts import check_set
 from a2d2.frames import RAW_KINDS
 
 _MOST_DAMAGED = 20  # damaged files in the table; the JSON has all

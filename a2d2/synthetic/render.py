@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from a2d2.boxes import NEAR_METRES, find_hull
 from a2d2.calibration import Calibration, Camera
 from a2d2.classes import class_colour
-from a2d2.synthetic_world import CAMERA_HEIGHT, Moment, Solid
+from a2d2.synthetic.world import CAMERA_HEIGHT, Moment, Solid
 
 GROUND, SKY = -1, -2  # in place of the index of a solid
 _GROUND_LABELS = {

@@ -1,18 +1,14 @@
 """Small synthetic scenes in the raw A2D2 format, as Audi ships it, for the demo and the tests.
 
-    python -m a2d2.synthetic --out Datasets/synthetic --scenes 64 --frames 8 --size 960x604
-
 Distorted camera and label PNGs, lidar npz, label3D and camera JSON, bus signals, `cams_lidars.json`, `class_list.json`.
 Deterministic in its seed, whatever the number of workers; finished scenes are not written again. Some frames lack some
 labels, and A2D2's known defects occur (format notes, section 10).
 """
 
-import argparse
 import io
 import json
 import multiprocessing
 import os
-import sys
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,8 +22,8 @@ from a2d2.calibration import Calibration, load_calibration, map_centres
 from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import Frame, bus_path
 from a2d2.images import encode_png, sweep_temporary, write_bytes, write_json
-from a2d2.synthetic_render import render_camera, scan_lidars
-from a2d2.synthetic_world import Item, Moment, World, build_world
+from a2d2.synthetic.render import render_camera, scan_lidars
+from a2d2.synthetic.world import Item, Moment, World, build_world
 
 VIEW = "front_center"
 FULL_SIZE = (1920, 1208)
@@ -323,37 +319,3 @@ def write_dataset(
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             for written in pool.imap_unordered(work, left):
                 bar.update(written)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, such as 960x604") from None
-    return width, height
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("Datasets/synthetic"), help="folder of the set")
-    parser.add_argument("--scenes", type=int, default=64, help="number of scenes")
-    parser.add_argument("--frames", type=int, default=8, help="frames of each scene")
-    parser.add_argument("--size", type=_parse_size, default="960x604", help="size of the pictures")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another set")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    arguments = parser.parse_args()
-    try:
-        write_dataset(**vars(arguments))
-    except (OSError, ValueError) as error:
-        print(f"synthetic: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("synthetic: stopped; the same command goes on from here", file=sys.stderr)
-        return 75
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

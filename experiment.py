@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import nn
 from tqdm import tqdm
 
-from a2d2.dataset import DerivedRoot, index_roots
+from a2d2.dataset import PreprocessedDataset, index_roots
 from a2d2.frames import VIEWS, Frame
 from a2d2.splits import SPLITS, split_frames
 from models.bifpn import BiFPN
@@ -32,12 +32,12 @@ HEADER_VERSION = 1
 class Kind:
     """What a kind of network takes from a config.
 
-    languages: the outputs that its own heads give, in the words of Task.language; None: every task builds its head.
+    output_formats: of its own heads (see Task.output_format); None: every task builds its head.
     one_task: it is for a single task.
     encoder, neck, tasks_heads: it takes these from the config; what it does not take must be left at its defaults.
     """
 
-    languages: tuple[str, ...] | None
+    output_formats: tuple[str, ...] | None
     one_task: bool = True
     encoder: bool = False
     neck: bool = False
@@ -60,10 +60,10 @@ class WrongUseError(ValueError):
 
 @dataclass
 class Data:
-    """Frames of each part of the split, and the derived roots they lie in."""
+    """Frames of each subset of the split, and the derived roots they lie in."""
 
-    parts: dict[str, list[Frame]]
-    roots: dict[Path, DerivedRoot]
+    subsets: dict[str, list[Frame]]
+    roots: dict[Path, PreprocessedDataset]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -102,16 +102,16 @@ def load_data(split: Split, roots: list[str] | None = None, limit: int | None = 
     frames, found = index_roots(roots or split.roots, split.views)
     if not frames:
         raise ValueError(f"no images of {', '.join(split.views)} in {', '.join(map(str, found))}")
-    parts = split_frames(frames, split.name, split.fractions, split.seed)
-    return Data({part: members[:limit] for part, members in parts.items()}, found)
+    subsets = split_frames(frames, split.name, split.fractions, split.seed)
+    return Data({subset: members[:limit] for subset, members in subsets.items()}, found)
 
 
-def build_tasks(options: dict[str, Any], fitted: dict[str, dict] | None = None) -> dict[str, Task]:
+def build_tasks(options: dict[str, Any], label_statistics: dict[str, dict] | None = None) -> dict[str, Task]:
     """Name -> options -> the task objects."""
-    return {name: TASKS[name](options[name], (fitted or {}).get(name)) for name in TASKS if name in options}
+    return {name: TASKS[name](options[name], (label_statistics or {}).get(name)) for name in TASKS if name in options}
 
 
-def fit_tasks(tasks: dict[str, Task], frames: list[Frame]) -> None:
+def collect_label_statistics(tasks: dict[str, Task], frames: list[Frame]) -> None:
     """Let each task find its constants on training labels, on some hundred of them where that is enough."""
     for task in tqdm(tasks.values(), desc="fit constants", leave=False):
         having = [frame for frame in frames if task.has_label(frame)]
@@ -120,9 +120,9 @@ def fit_tasks(tasks: dict[str, Task], frames: list[Frame]) -> None:
                 f"no training frame has a label for {task.name}: run its preprocessing script, or leave the task out "
                 f"(tasks.{task.name}=null)"
             )
-        limit = task.labels_to_fit or len(having)
+        limit = task.labels_for_statistics or len(having)
         step = max(1, len(having) // limit)
-        task.fit([task.load(frame) for frame in having[::step]])
+        task.collect_statistics([task.load(frame) for frame in having[::step]])
 
 
 def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], load_pretrained: bool = True) -> nn.Module:
@@ -147,7 +147,7 @@ def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], loa
         channels = encoder.channels | neck.channels
         return MultitaskNet(encoder, neck, {name: build_head(task, channels) for name, task in tasks.items()})
     if model.kind == "thesis":
-        heads = {name: (task.language, task.head_arguments()) for name, task in tasks.items()}
+        heads = {name: (task.output_format, task.head_arguments()) for name, task in tasks.items()}
         return ThesisNet(build_encoder(), heads, (size[1], size[0]))
     ((name, task),) = tasks.items()
     if model.kind == "yolo":
@@ -174,12 +174,16 @@ def check_fit(model: Any, tasks: dict[str, Task]) -> None:
             f"(tasks.NAME=null), or take model.kind=multitask"
         )
     for name, task in tasks.items():
-        if kind.languages is not None and task.language not in kind.languages:
-            fitting = [other for other, its in KINDS.items() if its.languages is None or task.language in its.languages]
+        if kind.output_formats is not None and task.output_format not in kind.output_formats:
+            fitting = [
+                other
+                for other, its in KINDS.items()
+                if its.output_formats is None or task.output_format in its.output_formats
+            ]
             raise WrongUseError(
-                f"model.kind={model.kind} answers {' or '.join(kind.languages)}, but tasks.{name} asks for "
-                f"{task.language}: take model.kind={' or '.join(fitting)}, change that task's options, or leave it out "
-                f"(tasks.{name}=null)"
+                f"model.kind={model.kind} has the output format {' or '.join(kind.output_formats)}, but tasks.{name} "
+                f"asks for {task.output_format}: take model.kind={' or '.join(fitting)}, change that task's options, "
+                f"or leave it out (tasks.{name}=null)"
             )
     ignored = []
     if not kind.encoder:

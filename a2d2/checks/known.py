@@ -39,9 +39,9 @@ LABEL_SUMS = {
     "all scenes": (tuple(SCENES), None, 41277),
     "the scenes without lidar": (tuple(sorted(BARE_SCENES)), None, 2796),
     "20181108_084007, _091945 and _103155": (("20181108_084007", "20181108_091945", "20181108_103155"), None, 6503),
-    "the paper's training part": (tuple(SCENES), "train", 30699),
-    "the paper's validation part": (tuple(SCENES), "val", 3246),
-    "the paper's test part": (tuple(SCENES), "test", 7332),
+    "the paper's training subset": (tuple(SCENES), "train", 30699),
+    "the paper's validation subset": (tuple(SCENES), "val", 3246),
+    "the paper's test subset": (tuple(SCENES), "test", 7332),
 }
 CAMERA_FOLDERS = 49  # of the semantic set, with labels (section 2.2)
 MATCHED_FRAMES = 38481  # of the semantic set, with picture, camera JSON and label (section 2.2)

@@ -1,0 +1,76 @@
+"""Files on disk: written whole or not at all, with room checked first and one run at a time in a folder."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from a2d2.download.errors import DownloadError
+from a2d2.download.progress import Progress, format_bytes
+
+CHUNK = 1 << 20
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes `content` to `path`, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def add_part_suffix(path: Path) -> Path:
+    """The name under which `path` is written until it is whole. Always the same, so a rerun clears what it left."""
+    return path.with_name(path.name + ".part")
+
+
+def publish(part: Path, target: Path) -> None:
+    """Gives a finished file its final name, after its bytes have reached the disk."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether `path` is a file of `size` bytes."""
+    return path.is_file() and path.stat().st_size == size
+
+
+def check_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raises DownloadError when the disk that holds `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(
+            f"{purpose}: {format_bytes(needed)} are needed in {folder}, {format_bytes(free)} are free: "
+            "make room, or choose another disk with --into"
+        )
+
+
+def compute_digests(path: Path, algorithms: tuple[str, ...], label: str) -> dict[str, str]:
+    """{algorithm: hex digest} of a file, in one pass."""
+    # A strict system refuses md5 unless it is told that nothing secret depends on it.
+    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    with path.open("rb") as file, Progress(label) as progress:
+        progress.start(0, path.stat().st_size)
+        while chunk := file.read(CHUNK):
+            for one in hashes.values():
+                one.update(chunk)
+            progress.add(len(chunk))
+    return {name: one.hexdigest() for name, one in hashes.items()}
+
+
+def hold_folder(folder: Path) -> int:
+    """Takes the lock of a folder, so that two runs never write the same `.part`; returns what to close at the end.
+
+    Raises DownloadError when another run has it. A file system without locks is used without.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise DownloadError(f"another get_data.sh is at work in {folder}: wait for it, or stop it") from None
+    except OSError:
+        pass
+    return handle
