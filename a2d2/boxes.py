@@ -1,6 +1,6 @@
 """label3D -> distinct, visible 2-D boxes at the derived size.
 
-A2D2's `2d_bbox` is the hull of the projected 3-D box, unclipped (format notes, section 6.1). Corners behind the camera
+A2D2's `2d_bbox` is the hull of the projected 3-D box, unclipped (docs/a2d2-format.md, section 6.1). Corners behind the camera
 project to nonsense, so where the corners are given the hull is taken anew, after clipping the box at a near plane.
 """
 

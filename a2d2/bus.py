@@ -2,7 +2,7 @@
 
 `steering_angle_calculated` is the wheel's angle in degrees, a magnitude; its sign is a signal of its own, 0 for left
 (positive) and 1 for right (negative). `steering_angle` is the shift of the steering link, no angle, and is not used
-(format notes, section 7.1).
+(docs/a2d2-format.md, section 7.1).
 """
 
 import json

@@ -1,6 +1,6 @@
 """`cams_lidars.json` -> camera models: projection, lens distortion, undistortion maps, mapping to the derived size.
 
-Two image geometries (format notes, section 0): camera and label PNGs are distorted, as recorded; lidar, boxes and
+Two image geometries (docs/a2d2-format.md, section 0): camera and label PNGs are distorted, as recorded; lidar, boxes and
 everything derived live in the undistorted pinhole view of `CamMatrix`. Integer coordinates are pixel centres. Points
 are metres in the camera's frame: x forward, y left, z up.
 """
@@ -41,7 +41,7 @@ class Camera:
     pose: Pose
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
-        """Points in front of the camera (x > 0) -> undistorted pixels (column, row); format notes, section 4."""
+        """Points in front of the camera (x > 0) -> undistorted pixels (column, row); docs/a2d2-format.md, section 4."""
         x, y, z = np.asarray(points, dtype=np.float64).T
         column = self.matrix[0, 2] - self.matrix[0, 0] * y / x
         row = self.matrix[1, 2] - self.matrix[1, 1] * z / x
@@ -127,7 +127,7 @@ def undistortion_maps(camera: Camera) -> tuple[Float32[np.ndarray, "h w"], Float
 
 
 def _read_pose(entry: dict) -> Pose:
-    """A view's axes in the file are orthonormal x and y; z = x times y (format notes, section 8)."""
+    """A view's axes in the file are orthonormal x and y; z = x times y (docs/a2d2-format.md, section 8)."""
     x, y = (np.array(entry["view"][name], dtype=np.float64) for name in ("x-axis", "y-axis"))
     return Pose(np.array(entry["view"]["origin"], dtype=np.float64), np.stack([x, y, np.cross(x, y)], axis=1))
 

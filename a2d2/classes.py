@@ -1,7 +1,7 @@
 """The 55 label colours, the 38 classes, the 19-class grouping and the 14 object classes.
 
 The only place of the project with a colour or a class name. The table is that of `class_list.json` and of the paper's
-19-class grouping (format notes, section 5); object classes are those of the box labels (section 6.3).
+19-class grouping (docs/a2d2-format.md, section 5); object classes are those of the box labels (section 6.3).
 """
 
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ def _build_grouping(names: tuple[str, ...], groups: tuple[int, ...]) -> Grouping
 
 @cache
 def load_grouping(name: str) -> Grouping:
-    """ "all": the 38 classes of A2D2; "paper": the authors' 19 (format notes, section 9.1)."""
+    """ "all": the 38 classes of A2D2; "paper": the authors' 19 (docs/a2d2-format.md, section 9.1)."""
     if name == "all":
         return _build_grouping(CLASSES, tuple(range(len(CLASSES))))
     if name == "paper":
@@ -169,7 +169,7 @@ def load_grouping(name: str) -> Grouping:
     raise ValueError(f"no grouping {name!r}: choose 'all' (38 classes) or 'paper' (19)")
 
 
-# by frequency in A2D2 (format notes, section 6.3)
+# by frequency in A2D2 (docs/a2d2-format.md, section 6.3)
 OBJECT_CLASSES = (
     "Car",
     "Pedestrian",

@@ -117,7 +117,7 @@ def look_up_classes(label: UInt8[np.ndarray, "h w 3"], camera: Camera) -> tuple[
     """A recorded label picture -> class map of the undistorted view, and the number of pixels of unknown colour.
 
     Nearest neighbour and exact colours: some of A2D2's colours differ by 18 levels, so any mixing or matching of near
-    colours invents classes (format notes, section 5). IGNORE where the colour is unknown or nothing was recorded.
+    colours invents classes (docs/a2d2-format.md, section 5). IGNORE where the colour is unknown or nothing was recorded.
     """
     nearest, outside = _nearest_maps(camera)
     colours, padded = _list_scratch(camera.size, get_ident())
@@ -220,4 +220,4 @@ def _read_timestamp(frame: Frame) -> int | None:
     try:
         return int(json.loads(frame.path("camera_info").read_text())["cam_tstamp"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # two scenes of A2D2 have no camera JSON at all (format notes, section 10)
+        return None  # two scenes of A2D2 have no camera JSON at all (docs/a2d2-format.md, section 10)

@@ -1,6 +1,6 @@
 """The frame: one moment of one camera, the one rule that names its files, and the index of what is on disk.
 
-A2D2 names a file `<scene>/<folder>/<cam>/<stamp>_<token>_<view>_<id>.<extension>` (format notes, section 2.1); the
+A2D2 names a file `<scene>/<folder>/<cam>/<stamp>_<token>_<view>_<id>.<extension>` (docs/a2d2-format.md, section 2.1); the
 derived files follow the same rule. Nothing here assumes that a file exists: the index lists folders and intersects
 sets, because every kind of file is missing for some frames.
 """
@@ -115,7 +115,7 @@ def index_frames(root: Path, kinds: Iterable[str], views: Iterable[str] = VIEWS)
 def find_bus_root(data: Path) -> Path | None:
     """The folder with the bus signals that belongs to a raw root, or None.
 
-    The bus archive has no wrapper folder (format notes, section 1), so its scenes lie where it was unpacked: in the
+    The bus archive has no wrapper folder (docs/a2d2-format.md, section 1), so its scenes lie where it was unpacked: in the
     raw root itself, in its parent, or in a folder a user made beside it.
     """
     data = Path(data)
@@ -126,7 +126,7 @@ def find_bus_root(data: Path) -> Path | None:
 
 
 def bus_path(root: Path, scene: str) -> Path:
-    """The one bus file of a scene (format notes, section 7)."""
+    """The one bus file of a scene (docs/a2d2-format.md, section 7)."""
     return Path(root) / scene / "bus" / f"{scene.replace('_', '')}_bus_signals.json"
 
 

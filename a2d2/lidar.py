@@ -12,7 +12,7 @@ _NEEDED = ("row", "col", "depth")
 
 
 class MissingLidarError(ValueError):
-    """An npz without the mapping into the image: a known defect of A2D2, not damage (format notes, section 10)."""
+    """An npz without the mapping into the image: a known defect of A2D2, not damage (docs/a2d2-format.md, section 10)."""
 
 
 def read_lidar(path: Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from a2d2.frames import Frame
 
 SUBSETS = ("train", "val", "test")
 
-# the split A2D2's authors gave to others (format notes, section 9.1)
+# the split A2D2's authors gave to others (docs/a2d2-format.md, section 9.1)
 _PAPER_VAL = {"20181108_141609", "20181204_154421"}
 _PAPER_TEST = {"20181016_125231", "20181108_084007", "20181204_170238"}
 _PAPER_DIVIDED, _PAPER_DIVIDED_FROM = "20181008_095521", 55000

@@ -43,7 +43,7 @@ def find_frame_sample(content: dict) -> int | None:
     """Which of a derived file's samples is the frame's own: one that equals `angle_deg`; None if there is none.
 
     Of several, as on a straight road, the nearest to the middle of the samples, because they surround the frame's time
-    (format notes, section 7).
+    (docs/a2d2-format.md, section 7).
     """
     times = np.array(content["timestamps_us"], dtype=np.float64)
     same = np.flatnonzero(np.array(content["angles_deg"]) == content["angle_deg"])

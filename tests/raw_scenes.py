@@ -15,7 +15,7 @@ ANGLE = -30.0  # of every frame, degrees: to the right
 POINTS = np.array([[10.0, 0.0, 0.0], [20.0, 2.0, -1.0], [40.0, -6.0, 3.0], [5.0, 30.0, 0.0]])  # the last: outside
 CORNERS = np.array([[x, y, z] for x in (18.0, 22.0) for y in (-3.0, -1.0) for z in (-1.5, 0.0)])
 
-# front_center of the format notes, section 8, whose pictures are 1920 x 1208
+# front_center of docs/a2d2-format.md, section 8, whose pictures are 1920 x 1208
 _MATRIX = [[1687.3369140625, 0, 965.43414055823814], [0, 1783.428466796875, 684.4193604186803], [0, 0, 1]]
 _ORIGINAL = [[1844.1774422790927, 0, 964.42990523863864], [0, 1841.5212239377258, 679.5331911948183], [0, 0, 1]]
 _DISTORTION = [[-0.2611312587700434, 0, 0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Camera geometry against the sample points and numbers of the format notes, section 8."""
+"""Camera geometry against the sample points and numbers of docs/a2d2-format.md, section 8."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from a2d2.calibration import load_calibration, map_centres, map_edges, undistortion_maps
 
-# front_center, format notes section 8
+# front_center, docs/a2d2-format.md, section 8
 FRONT_CENTER = {
     "tstamp_delay": 25000,
     "view": {

@@ -682,7 +682,7 @@ def test_scenes_and_frames_are_compared_with_the_known_ones():
 
 
 def make_semantic_files():
-    """A listing with all sums of the format notes; how frames spread over other scenes is not known."""
+    """A listing with all sums of docs/a2d2-format.md; how frames spread over other scenes is not known."""
     numbers = dict.fromkeys(BARE_SCENES, 1398)
     numbers |= {"20181108_084007": 2000, "20181108_091945": 2500, "20181108_103155": 2003}
     numbers |= {"20181016_125231": 893, "20181204_170238": 7332 - 2000 - 893}

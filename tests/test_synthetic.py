@@ -24,7 +24,7 @@ SIZE = (240, 152)
 SCENES, FRAMES, SEED = 3, 2, 0
 BOXES = "camera_lidar_semantic_bboxes"
 BUS = "camera_lidar_semantic_bus"
-LIDAR_TYPES = {  # the real lidar file (format notes)
+LIDAR_TYPES = {  # the real lidar file (docs/a2d2-format.md)
     "azimuth": np.float64,
     "row": np.float64,
     "lidar_id": np.float64,

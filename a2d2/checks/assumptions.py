@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from a2d2.checks.known import LARGEST_MAGNITUDE, REGRESSION_SCENE
 from a2d2.classes import COLOUR_NAMES, OBJECT_CLASSES
 
-# how far off is "differs"; where the notes only say "about" or "well below", that is put in a number here
+# how far off is "differs"; where docs/a2d2-format.md only says "about" or "well below", that is put in a number here
 LENS_PIXELS = 1.0
 GEOMETRY_PIXELS = 1.0
 DEPTH_METRES = 1e-3
@@ -23,7 +23,7 @@ LEAST_TURNS = 10
 
 @dataclass(frozen=True)
 class Assumption:
-    """`needed`: training depends on it, so a difference is an error. `source`: section of the format notes."""
+    """`needed`: training depends on it, so a difference is an error. `source`: section of docs/a2d2-format.md."""
 
     text: str
     source: str

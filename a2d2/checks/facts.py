@@ -24,7 +24,7 @@ from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import Frame, bus_path
 from a2d2.images import ImageError, decode_rgb_png, read_png_header
 
-PICTURE_TYPE = (8, "RGB")  # bits a channel and colour type of a camera or label PNG (format notes, section 5)
+PICTURE_TYPE = (8, "RGB")  # bits a channel and colour type of a camera or label PNG (docs/a2d2-format.md, section 5)
 MAPPING = ("row", "col", "depth")  # the arrays of an npz that depth labels are made of
 DEPTH_BINS = np.arange(301.0)  # metres; farther points count in the last bin
 YAW_RATE = "angular_velocity_omega_z"

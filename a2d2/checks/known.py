@@ -1,4 +1,4 @@
-"""Numbers of A2D2 that were counted or measured before, each with its section of the format notes: what
+"""Numbers of A2D2 that were counted or measured before, each with its section of docs/a2d2-format.md: what
 `a2d2/checks.py` compares a raw set with."""
 
 from a2d2.classes import OBJECT_CLASSES
@@ -52,7 +52,7 @@ UNMAPPED = {
     "20181107_132730": (35, 51, 55, 61),
     "20181108_103155": (28, 33),
 }
-# section 4, and the real file at the head of the notes
+# section 4, and the real file at the head of that page
 LIDAR_TYPES = {
     "points": "float64",
     "row": "float64",

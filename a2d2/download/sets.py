@@ -25,7 +25,7 @@ def find_place(name: str, folder: str, source: str) -> str:
     """Where a member goes, relative to the folder of its set: "" for that folder itself.
 
     The boxes and the semantic archive wrap their scenes in a folder of their own name, the bus archive does not
-    (A2D2 format notes, section 1). Raises DownloadError for every name that could lead elsewhere.
+    (docs/a2d2-format.md, section 1). Raises DownloadError for every name that could lead elsewhere.
     """
     steps = [step for step in name.split("/") if step not in ("", ".")]
     if name.startswith("/") or ".." in steps or not all(SAFE_NAME.fullmatch(step) for step in steps):

@@ -2,7 +2,7 @@
 
 Distorted camera and label PNGs, lidar npz, label3D and camera JSON, bus signals, `cams_lidars.json`, `class_list.json`.
 Deterministic in its seed, whatever the number of workers; finished scenes are not written again. Some frames lack some
-labels, and A2D2's known defects occur (format notes, section 10).
+labels, and A2D2's known defects occur (docs/a2d2-format.md, section 10).
 """
 
 import io
@@ -32,7 +32,7 @@ _FEWEST_PIXELS = 40  # of a picture of 960 x 604, for an object to be labelled
 _START = datetime(2020, 3, 2, 8, 0, 0, tzinfo=UTC)  # after the last drive of A2D2
 _BUS_SAMPLES = 21
 
-# format notes, section 8; full digits are published for front_center only
+# docs/a2d2-format.md, section 8; full digits are published for front_center only
 _CAMERAS = {
     "front_left": ((825.102, 824.194, 959.462, 642.449), (972.209, 971.139, 959.779, 631.221), (-0.037519, -0.005757)),
     "front_right": ((812.140, 811.025, 999.365, 650.772), (966.532, 965.205, 976.425, 636.880), (-0.055302, 0.010081)),
@@ -47,7 +47,7 @@ _CAMERA_ORIGINS = {
     "side_right": (0.651, -0.58, 0.943),
     "rear_center": (-0.409, 0.0, 0.943),
 }
-# where these cameras look is not on the format page; nothing here depends on it
+# where these cameras look is not known (docs/a2d2-format.md); nothing here depends on it
 _CAMERA_HEADINGS = {"front_left": 45, "front_right": -45, "side_left": 90, "side_right": -90, "rear_center": 180}
 _LIDARS = {
     "front_center": ((1.7184, 0, 1.12014), (-0.00784, -0.99993, -0.00913), (0.98072, -0.00591, -0.19533)),
