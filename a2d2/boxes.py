@@ -1,7 +1,8 @@
 """label3D -> distinct, visible 2-D boxes at the derived size.
 
-A2D2's `2d_bbox` is the hull of the projected 3-D box, unclipped (docs/a2d2-format.md, section 6.1). Corners behind the camera
-project to nonsense, so where the corners are given the hull is taken anew, after clipping the box at a near plane.
+A2D2's `2d_bbox` is the bounding rectangle of the projected 3-D box, unclipped (docs/a2d2-format.md, section 6.1).
+Corners behind the camera project to meaningless pixels, so where the corners are given, the rectangle is computed again
+after clipping the box at a near plane.
 """
 
 import json
@@ -13,25 +14,29 @@ from jaxtyping import Float
 
 from a2d2.calibration import Camera, map_edges
 
-NEAR_METRES = 0.1  # in front of the camera; everything nearer is cut off before projecting
+NEAR_METRES = 0.1  # distance of the near plane; what is nearer to the camera is clipped before projecting
 
 
 def read_label3d(path: Path) -> list[dict]:
-    """The entries of a label3D file, in the order of their keys in the file; {} is a frame known to be empty."""
+    """The entries of a label3D file, in file order; an empty list for a frame that is labelled as empty.
+
+    ValueError if the file is no JSON object of boxes.
+    """
     try:
         content = json.loads(Path(path).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"no JSON ({error})") from error
+        raise ValueError(f"the file is no JSON ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise ValueError("no label3D file: expected an object of boxes")
+        raise ValueError("the file is no label3D file: expected an object of boxes")
     return list(content.values())
 
 
 def find_hull(corners: Float[np.ndarray, "8 3"], camera: Camera) -> Float[np.ndarray, " 4"] | None:
-    """Bounds [x1, y1, x2, y2] of a box's part in front of the near plane, in pixels of `camera`, unclipped.
+    """Bounds [x1, y1, x2, y2] of what a 3-D box shows in front of the near plane, in pixels of `camera`, unclipped.
 
-    None if no part is in front. All pairs of corners are cut, not only the twelve edges, so the order of the corners
-    does not matter: the other pairs are diagonals, inside the box, and do not widen the hull.
+    None if the whole box is behind the near plane. The segments between all pairs of corners are clipped, not only the
+    twelve edges, so the order of the corners does not matter: the other segments are diagonals inside the box and do
+    not widen the hull.
     """
     front = corners[:, 0] >= NEAR_METRES
     if not front.any():
@@ -46,19 +51,19 @@ def find_hull(corners: Float[np.ndarray, "8 3"], camera: Camera) -> Float[np.nda
 
 
 def convert_boxes(entries: list[dict], camera: Camera, size: tuple[int, int]) -> list[dict]:
-    """Entries of label3D -> boxes as the derived file holds them.
+    """Entries of label3D -> boxes as the derived file stores them.
 
     `camera` is the camera at its recorded size, `size` the derived (width, height). Each box: `box` [x1, y1, x2, y2],
-    edges in derived pixels clipped to [0, W] x [0, H]; `class` as written; `visible`, the clipped share of the
-    unclipped area; `distance_m` to its centre or None; `occlusion`, `truncation`, `id` as written or None. Exact
-    duplicates (the same class and geometry) and boxes wholly outside are dropped, nothing else. ValueError for an
-    entry without class or geometry.
+    edges in derived pixels clipped to [0, W] x [0, H]; `class` as in the raw file; `visible`, the area after clipping
+    divided by the area before; `distance_m`, metres to the centre of the box, or None; `occlusion`, `truncation`, `id`
+    as in the raw file, or None. Only exact duplicates (the same class and geometry) and boxes wholly outside the image
+    are dropped. ValueError for an entry without class or geometry.
     """
     boxes, seen = [], set()
     for entry in entries:
         label = entry.get("class")
         if not isinstance(label, str):
-            raise ValueError(f"box {entry.get('id')}: its class is {label!r}, expected a name")
+            raise ValueError(f"box {entry.get('id')}: its class is {label!r}, expected a string")
         corners, bounds = _read_array(entry, "3d_points", (8, 3)), _read_array(entry, "2d_bbox", (4,))
         if corners is None and bounds is None:
             raise ValueError(f"box {entry.get('id')} ({label}) has neither 3d_points nor 2d_bbox")
@@ -94,7 +99,7 @@ def _read_array(entry: dict, key: str, shape: tuple[int, ...]) -> np.ndarray | N
     try:
         array = np.array(entry[key], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"box {entry.get('id')}: {key} holds no numbers") from error
+        raise ValueError(f"box {entry.get('id')}: {key} contains no numbers") from error
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"box {entry.get('id')}: {key} is not {' x '.join(map(str, shape))} finite numbers")
     return array

@@ -1,8 +1,8 @@
 """Bus signals -> the signed steering-wheel angle of each frame.
 
-`steering_angle_calculated` is the wheel's angle in degrees, a magnitude; its sign is a signal of its own, 0 for left
-(positive) and 1 for right (negative). `steering_angle` is the shift of the steering link, no angle, and is not used
-(docs/a2d2-format.md, section 7.1).
+`steering_angle_calculated` is the magnitude of the wheel's angle in degrees; the sign is a separate signal, 0 for left
+(positive) and 1 for right (negative). `steering_angle` is the displacement of the steering link, not an angle, and is
+not used (docs/a2d2-format.md, section 7.1).
 """
 
 import json
@@ -17,18 +17,21 @@ _STEP = 0.15  # the signal's resolution in degrees
 
 
 def read_bus(path: Path) -> dict[str, dict]:
-    """Items of a scene's bus file by the name of the camera JSON they belong to (never by their place in the list)."""
+    """Items of a scene's bus file, by the name of the camera JSON they belong to (never by their index in the list).
+
+    ValueError if the file is no JSON list.
+    """
     try:
         content = json.loads(Path(path).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON file ({error})") from error
     if not isinstance(content, list):
-        raise ValueError(f"{path} is no bus file of a labelled set: expected a list of frames")
+        raise ValueError(f"{path} is no bus file of a labelled dataset: expected a list of frames")
     return {item["frame_name"]: item for item in content if isinstance(item, dict) and "frame_name" in item}
 
 
 def read_signal(item: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Timestamps (microseconds, int64) and values (float64) of one signal; both empty where it is absent."""
+    """Timestamps (microseconds, int64) and values (float64) of one signal; both empty if the item lacks the signal."""
     signal = (item.get("flexray") or {}).get(name) or {}
     timestamps, values = signal.get("timestamps") or [], signal.get("values") or []
     if len(timestamps) != len(values):
@@ -38,7 +41,10 @@ def read_signal(item: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sign_magnitudes(item: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Timestamps and signed values of a signal that has a `_sign`, matched by time; unsigned samples are left out."""
+    """Timestamps and signed values of a signal whose sign is the signal `<name>_sign`, matched by time.
+
+    Samples without a sign are left out.
+    """
     timestamps, magnitudes = read_signal(item, name)
     sign_timestamps, signs = read_signal(item, f"{name}_sign")
     if len(timestamps) == 0 or len(sign_timestamps) == 0:
@@ -51,32 +57,32 @@ def sign_magnitudes(item: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_sentinel(magnitudes: np.ndarray) -> np.ndarray:
-    """Which magnitudes stand for "not yet known" or "error"."""
+    """Boolean mask of the magnitudes that mean "not yet known" or "error"."""
     return (np.abs(np.abs(magnitudes)[:, None] - np.array(SENTINELS)) < _STEP / 3).any(axis=1)
 
 
 def convert_steering(item: dict) -> dict | None:
-    """A frame's item -> the derived steering file's content; None where no sample of the angle is usable.
+    """A frame's item -> the content of the derived steering file; None if no sample of the angle is usable.
 
-    `angle_deg`: the sample nearest the frame's time, left positive; `angles_deg`, `timestamps_us`: all usable samples;
-    `speed_kmh`: the nearest sample, or None.
+    `angle_deg`: the sample nearest to the frame's time, left positive; `angles_deg`, `timestamps_us`: all usable
+    samples; `speed_kmh`: the sample of the speed nearest to the frame's time, or None.
     """
     timestamps, angles = sign_magnitudes(item, ANGLE)
     usable = ~is_sentinel(angles)
     timestamps, angles = timestamps[usable], angles[usable]
     if len(angles) == 0:
         return None
-    moment = int(item.get("timestamp") or np.median(timestamps))
+    frame_time = int(item.get("timestamp") or np.median(timestamps))
     speed_timestamps, speeds = read_signal(item, SPEED)
     known = np.isfinite(speeds)
-    speed = _pick_nearest(speed_timestamps[known], speeds[known], moment)
+    speed = _pick_nearest(speed_timestamps[known], speeds[known], frame_time)
     return {
-        "angle_deg": _pick_nearest(timestamps, angles, moment),
+        "angle_deg": _pick_nearest(timestamps, angles, frame_time),
         "speed_kmh": speed,
         "angles_deg": [float(angle) for angle in angles],
         "timestamps_us": [int(timestamp) for timestamp in timestamps],
     }
 
 
-def _pick_nearest(timestamps: np.ndarray, values: np.ndarray, moment: int) -> float | None:
-    return float(values[np.abs(timestamps - moment).argmin()]) if len(values) else None
+def _pick_nearest(timestamps: np.ndarray, values: np.ndarray, time: int) -> float | None:
+    return float(values[np.abs(timestamps - time).argmin()]) if len(values) else None

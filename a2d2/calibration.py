@@ -1,8 +1,8 @@
 """`cams_lidars.json` -> camera models: projection, lens distortion, undistortion maps, mapping to the derived size.
 
-Two image geometries (docs/a2d2-format.md, section 0): camera and label PNGs are distorted, as recorded; lidar, boxes and
-everything derived live in the undistorted pinhole view of `CamMatrix`. Integer coordinates are pixel centres. Points
-are metres in the camera's frame: x forward, y left, z up.
+There are two image geometries (docs/a2d2-format.md, section 0): camera and label PNGs are distorted, as recorded;
+lidar, boxes and all derived files are in the undistorted pinhole view of `CamMatrix`. Integer coordinates are pixel
+centres. Points are in metres in the camera's coordinate frame: x forward, y left, z up.
 """
 
 import json
@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a sensor sits in the vehicle's frame: `origin` in metres; columns of `axes` are its x, y and z axes."""
+    """Pose of a sensor in the vehicle's coordinate frame: `origin` in metres; columns of `axes`: its x, y, z axes."""
 
     origin: Float[np.ndarray, " 3"]
     axes: Float[np.ndarray, "3 3"]
@@ -25,10 +25,10 @@ class Pose:
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that maps can be cached by camera
 class Camera:
-    """One camera. `matrix` is the undistorted pinhole view at `size`, `original` the recorded one at `recorded_size`.
+    """One camera. `matrix`: intrinsics of the undistorted view at `size`; `original`: those of the recorded image.
 
-    Sizes are (width, height). `distortion` belongs to `original`: five values for a Telecam (OpenCV's k1, k2, p1, p2,
-    k3), four for a Fisheye (OpenCV's fisheye model).
+    Sizes are (width, height); the recorded image has `recorded_size`. `distortion` belongs to `original`: five values
+    for a Telecam (OpenCV's k1, k2, p1, p2, k3), four for a Fisheye (OpenCV's fisheye model).
     """
 
     name: str
@@ -48,7 +48,7 @@ class Camera:
         return np.stack([column, row], axis=1)
 
     def distort(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """Undistorted pixels at `size` -> the recorded pixels at `recorded_size` that show the same thing."""
+        """Undistorted pixels at `size` -> the recorded pixels at `recorded_size` of the same viewing rays."""
         focal = np.array([self.matrix[0, 0], self.matrix[1, 1]])
         return self._record((np.asarray(pixels, dtype=np.float64) - self.matrix[:2, 2]) / focal)
 
@@ -58,9 +58,9 @@ class Camera:
         return self.undistort_to_tangents(pixels) * focal + self.matrix[:2, 2]
 
     def undistort_to_tangents(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """Recorded pixels -> (-y / x, -z / x) of their viewing rays: what each recorded pixel looks at.
+        """Recorded pixels -> (-y / x, -z / x) of their viewing rays.
 
-        For a Telecam a fixed-point iteration on `_record`, which contracts well at A2D2's mild distortion.
+        For a Telecam by fixed-point iteration on `_record`, which converges fast because A2D2's distortion is mild.
         """
         pixels = np.asarray(pixels, dtype=np.float64)
         if self.lens == "Fisheye":
@@ -77,20 +77,20 @@ class Camera:
         return tangents
 
     def _record(self, tangents: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """(-y / x, -z / x) of viewing rays -> recorded pixels: the lens (OpenCV's two camera models)."""
+        """(-y / x, -z / x) of viewing rays -> recorded pixels, by OpenCV's two models of a lens."""
         if self.lens == "Fisheye":
             return cv2.fisheye.distortPoints(tangents[:, None], self.original, self.distortion)[:, 0]
         k1, k2, p1, p2, k3 = self.distortion
         x, y = tangents.T
         square = x * x + y * y
         radial = 1 + square * (k1 + square * (k2 + square * k3))
-        bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
-        bent_y = y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y
+        distorted_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
+        distorted_y = y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y
         focal = np.array([self.original[0, 0], self.original[1, 1]])
-        return np.stack([bent_x, bent_y], axis=1) * focal + self.original[:2, 2]
+        return np.stack([distorted_x, distorted_y], axis=1) * focal + self.original[:2, 2]
 
     def resize(self, size: tuple[int, int]) -> "Camera":
-        """The same view drawn at another size; the recorded geometry stays as it is."""
+        """The same view at another (width, height); the recorded geometry does not change."""
         scale = np.array(size) / np.array(self.size)
         matrix = self.matrix.copy()
         matrix[0, 0], matrix[1, 1] = matrix[0, 0] * scale[0], matrix[1, 1] * scale[1]
@@ -99,15 +99,15 @@ class Camera:
 
 
 def map_centres(pixels: Float[np.ndarray, "*n 2"], full: tuple[int, int], derived: tuple[int, int]) -> np.ndarray:
-    """Pixel positions at the full size -> at the derived size, pixel centres at integers."""
+    """Pixel positions at size `full` -> at size `derived`, both (width, height); pixel centres are at integers."""
     scale = np.array(derived, dtype=np.float64) / np.array(full)
     return (np.asarray(pixels) + 0.5) * scale - 0.5
 
 
 def map_edges(boxes: Float[np.ndarray, "*n 4"], full: tuple[int, int], derived: tuple[int, int]) -> np.ndarray:
-    """Boxes [x1, y1, x2, y2] given by pixel positions at the full size -> box edges at the derived size, unclipped.
+    """Boxes [x1, y1, x2, y2] in pixel positions at size `full` -> box edges at size `derived`, unclipped.
 
-    A pixel's centre is at an integer in the first and at (i + 0.5) in the second: edges fill [0, W] x [0, H].
+    Pixel centres are at integers in the input and at i + 0.5 in the output, whose edges lie in [0, W] x [0, H].
     """
     scale = np.array(derived, dtype=np.float64) / np.array(full)
     return (np.asarray(boxes) + 0.5) * np.concatenate([scale, scale])
@@ -115,9 +115,9 @@ def map_edges(boxes: Float[np.ndarray, "*n 4"], full: tuple[int, int], derived: 
 
 @lru_cache(maxsize=16)
 def undistortion_maps(camera: Camera) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-    """For each pixel of the view at `camera.size`: the column and the row in the recorded image that it shows.
+    """For each pixel of the view at `camera.size`: its column and its row in the recorded image.
 
-    Positions may lie outside the recorded image. Built once for a camera; do not write to them.
+    Positions may lie outside the recorded image. The maps are cached by camera, and read-only for that reason.
     """
     build = cv2.fisheye.initUndistortRectifyMap if camera.lens == "Fisheye" else cv2.initUndistortRectifyMap
     maps = build(camera.original, camera.distortion, np.eye(3), camera.matrix, camera.size, cv2.CV_32FC1)
@@ -127,7 +127,7 @@ def undistortion_maps(camera: Camera) -> tuple[Float32[np.ndarray, "h w"], Float
 
 
 def _read_pose(entry: dict) -> Pose:
-    """A view's axes in the file are orthonormal x and y; z = x times y (docs/a2d2-format.md, section 8)."""
+    """The file has orthonormal axes x and y of a view; z is their cross product (docs/a2d2-format.md, section 8)."""
     x, y = (np.array(entry["view"][name], dtype=np.float64) for name in ("x-axis", "y-axis"))
     return Pose(np.array(entry["view"]["origin"], dtype=np.float64), np.stack([x, y, np.cross(x, y)], axis=1))
 
@@ -141,7 +141,7 @@ class Calibration:
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Read `cams_lidars.json`. ValueError names what is missing or out of place."""
+    """Read `cams_lidars.json`. ValueError if the file is no JSON or lacks a value; the message names what is wrong."""
     try:
         content = json.loads(Path(path).read_text())
         cameras = {name: _read_camera(name, entry) for name, entry in content["cameras"].items()}
@@ -149,7 +149,7 @@ def load_calibration(path: Path) -> Calibration:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON file ({error}); get it again with `sh get_data.sh calibration`") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no A2D2 calibration: {error!r} is missing or of another kind") from error
+        raise ValueError(f"{path} is no A2D2 calibration: {error!r} is missing or has another type") from error
     return Calibration(cameras, lidars)
 
 

@@ -1,7 +1,8 @@
 """The 55 label colours, the 38 classes, the 19-class grouping and the 14 object classes.
 
-The only place of the project with a colour or a class name. The table is that of `class_list.json` and of the paper's
-19-class grouping (docs/a2d2-format.md, section 5); object classes are those of the box labels (section 6.3).
+The only module of the project that defines colours and class names. Colours and names are those of `class_list.json`,
+the grouping is the paper's (docs/a2d2-format.md, sections 5 and 9.1); object classes are those of the box labels
+(section 6.3).
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from jaxtyping import UInt8
 
 IGNORE = 255  # in a class map: unknown colour, or outside the recorded image
 
-# (colour, name in class_list.json, class of the 38)
+# (colour, name in class_list.json, id among the 38 classes)
 _COLOURS = (
     ("#ff0000", "Car 1", 0),
     ("#c80000", "Car 2", 0),
@@ -75,7 +76,7 @@ COLOUR_NAMES = {colour: name for colour, name, _ in _COLOURS}  # the content of 
 
 
 def _strip_number(name: str) -> str:
-    """ "Car 3" -> "Car": the numbers tell neighbouring instances apart, not classes."""
+    """ "Car 3" -> "Car": the number distinguishes neighbouring instances of one class."""
     return name[:-2] if name[-2] == " " and name[-1].isdigit() else name
 
 
@@ -102,7 +103,8 @@ _PAPER_NAMES = (
     "Small traffic participants",
     "Parking area",
 )
-# by id of the 38: the class of the 19 that A2D2's authors merge it into; rain dirt counts as nothing (section 9.1)
+# for each id of the 38 classes: the one of the 19 classes that A2D2's authors merge it into; they ignore rain dirt
+# (docs/a2d2-format.md, section 9.1)
 _PAPER_GROUPS = (
     *(5, 17, 15, 12, 17, 9, 9, 12, 4, 1, 10, 6, 8, 13, 12, 11, 1, 14, 4),
     *(1, 15, 13, 8, 1, 9, 1, 3, 18, 11, 16, 1, 9, 6, 1, 2, 7, 0, IGNORE),
@@ -115,7 +117,7 @@ def _parse_colour(text: str) -> tuple[int, int, int]:
 
 @cache
 def colour_table() -> UInt8[np.ndarray, "16777216"]:
-    """Packed colour r * 65536 + g * 256 + b -> id of the 38, IGNORE for a colour that is not in the list."""
+    """Packed colour r * 65536 + g * 256 + b -> id among the 38 classes; IGNORE for a colour that is not in the list."""
     table = np.full(1 << 24, IGNORE, dtype=np.uint8)
     for text, _, index in _COLOURS:
         red, green, blue = _parse_colour(text)
@@ -125,7 +127,10 @@ def colour_table() -> UInt8[np.ndarray, "16777216"]:
 
 
 def class_colour(name: str, number: int = 1) -> tuple[int, int, int]:
-    """RGB of a class of the 38; for classes drawn in several colours, that of instance `number` (from 1, wraps)."""
+    """RGB of one of the 38 classes; for classes with several colours, that of instance `number` (from 1, wraps).
+
+    ValueError for another name.
+    """
     colours = [text for text, label, _ in _COLOURS if _strip_number(label) == name]
     if not colours:
         raise ValueError(f"{name!r} is none of the {len(CLASSES)} classes: {', '.join(CLASSES)}")
@@ -134,7 +139,8 @@ def class_colour(name: str, number: int = 1) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Grouping:
-    """A set of classes to train on. `table`[id of the 38] is the class in this grouping, IGNORE stays IGNORE."""
+    """A set of classes to train on. `table`: id among the 38 classes -> class of this grouping, IGNORE -> IGNORE;
+    `palette`: class of this grouping -> RGB."""
 
     names: tuple[str, ...]
     table: UInt8[np.ndarray, "256"]
@@ -145,7 +151,7 @@ def _build_grouping(names: tuple[str, ...], groups: tuple[int, ...]) -> Grouping
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[: len(groups)] = groups
     palette = np.zeros((256, 3), dtype=np.uint8)
-    # a group is drawn in the colour of the class it is named after, else of its first class
+    # by default a group has the colour of its first class
     for index, group in reversed(list(enumerate(groups))):
         if group != IGNORE:
             palette[group] = class_colour(CLASSES[index])
@@ -154,10 +160,14 @@ def _build_grouping(names: tuple[str, ...], groups: tuple[int, ...]) -> Grouping
 
 @cache
 def load_grouping(name: str) -> Grouping:
-    """ "all": the 38 classes of A2D2; "paper": the authors' 19 (docs/a2d2-format.md, section 9.1)."""
+    """ "all": the 38 classes of A2D2; "paper": the 19 of its authors (docs/a2d2-format.md, section 9.1).
+
+    ValueError for another name.
+    """
     if name == "all":
         return _build_grouping(CLASSES, tuple(range(len(CLASSES))))
     if name == "paper":
+        # these groups have the colour of a typical class in place of that of their first class
         grouping = _build_grouping(_PAPER_NAMES, _PAPER_GROUPS)
         palette = grouping.palette.copy()
         palette[_PAPER_NAMES.index("Road")] = class_colour("RD normal street")
@@ -188,7 +198,7 @@ OBJECT_CLASSES = (
 )
 _OBJECT_IDS = {name.lower(): index for index, name in enumerate(OBJECT_CLASSES)}
 
-# merges of object classes to train detection on; every one of the 14 is in exactly one group
+# groupings of object classes to train detection on; each of the 14 classes is in exactly one group
 OBJECT_GROUPINGS = {
     "all": {name: (name,) for name in OBJECT_CLASSES},
     "merged": {
@@ -203,12 +213,12 @@ OBJECT_GROUPINGS = {
 
 
 def find_object_class(text: str) -> int | None:
-    """Id of an object class among the 14, whatever its case, spaces and underscores; None for a foreign name."""
+    """Id among the 14 object classes, ignoring case, spaces and underscores; None for an unknown name."""
     return _OBJECT_IDS.get(text.lower().replace(" ", "").replace("_", ""))
 
 
 def object_colour(index: int) -> tuple[int, int, int]:
-    """RGB to draw boxes of this class in: well apart on a picture, so not the label colours."""
+    """RGB in which boxes of this class are drawn: easy to distinguish on an image, unlike the label colours."""
     colours = (
         (255, 59, 48),
         (255, 204, 0),

@@ -1,6 +1,6 @@
-"""The sample: one frame's image and the targets of all tasks it has labels for.
+"""The sample: one frame's image and the targets of all tasks that the frame has labels for.
 
-A derived root is read as the preprocessing scripts wrote it; which tasks there are is told by the caller.
+Reads preprocessed datasets, as the scripts in preprocessing/ write them. The caller passes the tasks.
 """
 
 import json
@@ -22,14 +22,15 @@ from a2d2.images import read_image
 
 
 class DatasetError(ValueError):
-    """A derived root that cannot be used; the message says why and what to do."""
+    """A preprocessed dataset cannot be used; the message gives the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """An augmentation: a crop [left, top, width, height] of the source, resized to `size`, then perhaps mirrored.
+    """A geometric transform: a crop [left, top, width, height] of the source, resized to `size`, then flipped
+    horizontally if `flip`.
 
-    All in whole pixels, (width, height). `Geometry.identity(size)` changes nothing.
+    All values are whole pixels; sizes are (width, height). `Geometry.identity(size)` changes nothing.
     """
 
     source: tuple[int, int]
@@ -39,21 +40,21 @@ class Geometry:
 
     @classmethod
     def identity(cls, source: tuple[int, int], size: tuple[int, int] | None = None) -> "Geometry":
-        """The whole image, at `size` (by default its own)."""
+        """The whole source image, resized to `size` (default: not resized)."""
         return cls(source, (0, 0, *source), size or source)
 
     @property
     def scale(self) -> tuple[float, float]:
-        """How much the crop is enlarged, in x and y."""
+        """Factors in x and y by which the crop is enlarged."""
         return self.size[0] / self.crop[2], self.size[1] / self.crop[3]
 
     @property
     def zoom(self) -> float:
-        """How much larger things look than in the whole image at this size; 1 where only the size changes."""
+        """Factor by which objects are larger than in the whole image resized to `size`; 1 without a crop."""
         return self.source[0] / self.crop[2]
 
     def sample_nearest(self, array: np.ndarray) -> np.ndarray:
-        """An (H, W) map of the source, of any resolution, resampled by nearest neighbour."""
+        """Transform a map (H, W) of the source, of any resolution, by nearest neighbour; the result has `size`."""
         height, width = array.shape[:2]
         left, top, crop_width, crop_height = self.crop
         columns = (left + (np.arange(self.size[0]) + 0.5) / self.scale[0]) * width / self.source[0]
@@ -64,7 +65,7 @@ class Geometry:
         return np.ascontiguousarray(array[:, ::-1]) if self.flip else array
 
     def map_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) of edges in the source -> in the result, not clipped."""
+        """Boxes (n, 4) [x1, y1, x2, y2] of edges in the source -> in the result, not clipped."""
         scale, offset = np.array([*self.scale, *self.scale]), np.array([*self.crop[:2], *self.crop[:2]])
         mapped = (boxes - offset) * scale
         if self.flip:
@@ -72,7 +73,7 @@ class Geometry:
         return mapped
 
     def map_camera(self, matrix: np.ndarray) -> np.ndarray:
-        """A pinhole matrix of the source -> that of the result, pixel centres at integers."""
+        """Pinhole matrix (3, 3) of the source -> of the result; pixel centres are at integers."""
         matrix = matrix.copy()
         for axis in (0, 1):
             matrix[axis, axis] *= self.scale[axis]
@@ -92,15 +93,18 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a training frame: mirroring with probability `flip`, a zoom drawn from `scale` (1 or more),
-    brightness, contrast and saturation changed by up to `color`."""
+    """Random augmentation of a training frame: a horizontal flip with probability `flip`, a zoom drawn from the range
+    `scale` (1 or more), brightness, contrast and saturation changed by up to `color`."""
 
     flip: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.0
 
     def draw_geometry(self, source: tuple[int, int], size: tuple[int, int], rng: random.Random) -> Geometry:
-        """A geometry drawn with `rng`; always the same number of draws, so that options do not shift each other."""
+        """Draw a geometry with `rng`.
+
+        The number of draws does not depend on the options, so one option does not change the draws of another.
+        """
         flip = rng.random() < self.flip
         zoom = rng.uniform(*self.scale)
         width, height = (max(1, round(extent / zoom)) for extent in source)
@@ -118,7 +122,8 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class PreprocessedDataset:
-    """What dataset.json says of a derived root: `size` (width, height), pinhole matrices of all cameras, kinds."""
+    """A preprocessed dataset as its dataset.json describes it: `size` (width, height), pinhole matrices of all
+    cameras by view, and the kind of its images ("image" or "image_lossless")."""
 
     path: Path
     size: tuple[int, int]
@@ -127,7 +132,7 @@ class PreprocessedDataset:
 
 
 def read_dataset(path: str | Path) -> PreprocessedDataset:
-    """Read a derived root's identity; DatasetError if it is none, or has no images."""
+    """Read the dataset.json of a preprocessed dataset; DatasetError if it is missing, damaged, or lists no images."""
     path = Path(path)
     try:
         content = json.loads((path / "dataset.json").read_text())
@@ -136,8 +141,8 @@ def read_dataset(path: str | Path) -> PreprocessedDataset:
         size = tuple(content["size"])
     except FileNotFoundError:
         raise DatasetError(
-            f"{path} is no derived root: it has no dataset.json. Make one by the scripts in preprocessing/, or name "
-            f"another in data.roots"
+            f"{path} is no preprocessed dataset: it has no dataset.json. Make one with the scripts in preprocessing/, "
+            f"or give another folder in data.roots"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}/dataset.json cannot be read ({error!r}); run preprocessing again") from error
@@ -149,15 +154,15 @@ def read_dataset(path: str | Path) -> PreprocessedDataset:
 def index_roots(
     paths: Sequence[str | Path], views: Sequence[str]
 ) -> tuple[list[Frame], dict[Path, PreprocessedDataset]]:
-    """All frames that have an image, sorted, each with the root it lies in, and the roots.
+    """All frames that have an image, sorted, each with its root, and the preprocessed datasets by path.
 
-    DatasetError if roots differ in size, or hold the same frame twice.
+    DatasetError if the datasets differ in size, or if two of them contain the same frame.
     """
     roots = {Path(path): read_dataset(path) for path in paths}
     sizes = {root.size: path for path, root in roots.items()}
     if len(sizes) > 1:
         listed = ", ".join(f"{path} {size[0]}x{size[1]}" for size, path in sizes.items())
-        raise DatasetError(f"derived roots of different size cannot be mixed: {listed}")
+        raise DatasetError(f"preprocessed datasets of different size cannot be mixed: {listed}")
     owner: dict[Frame, Path] = {}
     for path, root in roots.items():
         for frame in list_frames(path, root.image_kind, views):
@@ -170,13 +175,13 @@ def index_roots(
 class FrameDataset(Dataset):
     """Samples by index, or by (index, seed, task names).
 
-    With a seed the frame is augmented by rng thrown with it, so a sample is a function of its index and seed, whoever
-    loads it. The task names say whose labels are loaded; without them, all.
+    With a seed the frame is augmented by a random generator with this seed, so a sample depends on its index and seed
+    only, not on the worker that loads it. Only the labels of the named tasks are loaded; by default those of all tasks.
 
     A sample is a dict:
         image     uint8 (3, H, W), RGB, at the training size
-        targets   {task: target}, as `task.transform` gives it; `task.blank` where the frame has no label
-        labelled  {task: bool tensor ()}, whether it has one
+        targets   {task: target} as `task.transform` returns it; `task.blank` if the label is missing or not loaded
+        labelled  {task: bool tensor ()}, whether the label was loaded
         camera    float32 (3, 3), the pinhole matrix of `image`, pixel centres at integers
         frame     "scene/view/id"
     """
@@ -190,7 +195,8 @@ class FrameDataset(Dataset):
         augmentation: Augmentation | None = None,
         target_size: tuple[int, int] | None = None,
     ):
-        """`size`: (width, height) of images, by default the roots'; `target_size`: of targets, by default the same."""
+        """`size`: (width, height) of images, by default that of the datasets; `target_size`: of targets, by default
+        `size`."""
         self.frames = list(frames)
         self.roots = dict(roots)
         self.tasks = dict(tasks)
@@ -209,19 +215,20 @@ class FrameDataset(Dataset):
         image = torch.from_numpy(read_image(frame.path(root.image_kind))).permute(2, 0, 1)
         if tuple(image.shape[1:]) != self.source[::-1]:
             found = f"{image.shape[2]}x{image.shape[1]}"
-            raise DatasetError(f"{frame.path(root.image_kind)} is {found}, its root {self.source[0]}x{self.source[1]}")
+            expected = f"{self.source[0]}x{self.source[1]}"
+            raise DatasetError(f"{frame.path(root.image_kind)} is {found}, its dataset {expected}")
         if seed is None:
             geometry = Geometry.identity(self.source, self.size)
         else:
             rng = random.Random(seed)
             geometry = self.augmentation.draw_geometry(self.source, self.size, rng)
             image = self.augmentation.change_color(image, rng)
-        on_targets = Geometry(geometry.source, geometry.crop, self.target_size, geometry.flip)
+        target_geometry = Geometry(geometry.source, geometry.crop, self.target_size, geometry.flip)
 
         targets, labelled = {}, {}
         for name, task in self.tasks.items():
             label = task.load(frame) if name in names else None
-            targets[name] = task.blank(self.target_size) if label is None else task.transform(label, on_targets)
+            targets[name] = task.blank(self.target_size) if label is None else task.transform(label, target_geometry)
             labelled[name] = torch.tensor(label is not None)
         return {
             "image": geometry.transform_image(image).contiguous(),

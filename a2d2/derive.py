@@ -1,7 +1,7 @@
-"""Raw frame -> derived file: one function a kind, run by the preprocessing scripts on any worker.
+"""Raw frame -> derived file: one function for each kind of file, which the preprocessing scripts run on their workers.
 
-Every derived file is in the undistorted view at the derived size. A function returns what became of its frame; it
-raises only what stops the whole run, such as a full disk.
+Every derived file is in the undistorted view at the derived size. A function returns the outcome of its frame; it
+raises only errors that must stop the whole run, such as a full disk.
 """
 
 import errno
@@ -28,7 +28,8 @@ STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker needs beside the frame: the derived root, the cameras at the derived size, the kind's options."""
+    """What a worker needs besides the frame. `out`: folder of the preprocessed dataset; `cameras`: by view, at the
+    derived size; `options`: those of the kind of file; `bus_root`: folder of the bus signals."""
 
     out: Path
     cameras: dict[str, Camera]
@@ -38,7 +39,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a frame. `status`: done, missing (an input A2D2 does not have) or failed (an input is bad)."""
+    """The outcome of a frame. `status`: "done", "missing" (A2D2 has no such input) or "failed" (an input is damaged).
+
+    `counts`: what the report lists as noticed, such as pixels of unknown colour.
+    """
 
     frame: Frame
     status: str
@@ -47,7 +51,7 @@ class Outcome:
 
 
 def _report_errors(derive: Callable[[Frame, Recipe], Outcome]) -> Callable[[Frame, Recipe], Outcome]:
-    """Turn what a bad input raises into its frame's outcome; a disk that takes no more stops the run."""
+    """Return an error of the input as the frame's outcome; raise the errors of STOPPING_ERRORS."""
 
     @wraps(derive)
     def guarded(frame: Frame, recipe: Recipe) -> Outcome:
@@ -59,7 +63,7 @@ def _report_errors(derive: Callable[[Frame, Recipe], Outcome]) -> Callable[[Fram
             if error.errno in STOPPING_ERRORS:
                 raise
             return Outcome(frame, "failed", f"{error.filename}: {error.strerror or error}")
-        except Exception as error:  # whatever a damaged file makes a decoder raise, the other frames go on
+        except Exception as error:  # a decoder may raise anything on a damaged file; the other frames must go on
             return Outcome(frame, "failed", f"{type(error).__name__}: {error}")
 
     return guarded
@@ -73,14 +77,15 @@ def _find_camera(frame: Frame, recipe: Recipe) -> Camera:
 
 @lru_cache(maxsize=16)
 def _bilinear_maps(camera: Camera, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed-point maps into a picture whose pixel is the mean of the (width, height) block that begins there."""
+    """Fixed-point maps into a box-filtered picture: each pixel is the mean of the `block` (width, height) that starts
+    there."""
     map_x, map_y = undistortion_maps(camera)
     return cv2.convertMaps(map_x - (block[0] - 1) / 2, map_y - (block[1] - 1) / 2, cv2.CV_16SC2)
 
 
 @lru_cache(maxsize=16)
 def _nearest_maps(camera: Camera) -> tuple[np.ndarray, int]:
-    """Fixed-point map to the nearest recorded pixel, and how many derived pixels fall outside the recorded image."""
+    """Fixed-point map to the nearest recorded pixel, and the number of derived pixels outside the recorded image."""
     map_x, map_y = undistortion_maps(camera)
     nearest, _ = cv2.convertMaps(map_x, map_y, cv2.CV_16SC2, nninterpolation=True)
     width, height = camera.recorded_size
@@ -89,21 +94,21 @@ def _nearest_maps(camera: Camera) -> tuple[np.ndarray, int]:
 
 
 @lru_cache(maxsize=16)
-def _list_scratch(size: tuple[int, int], thread: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 4"]]:
-    """Room for one view, kept from frame to frame: asking the system for it anew costs more than filling it.
+def _get_buffers(size: tuple[int, int], thread: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 4"]]:
+    """Buffers for one view of (width, height) `size`, reused for all frames: allocating them costs more than filling.
 
-    Each thread has its own, because a dask worker may run several.
+    Each thread has its own buffers, because a dask worker may run several threads.
     """
     width, height = size
     return np.empty((height, width, 3), np.uint8), np.empty((height, width, 4), np.uint8)
 
 
 def reduce_picture(picture: UInt8[np.ndarray, "h w 3"], camera: Camera) -> UInt8[np.ndarray, "H W 3"]:
-    """A recorded picture -> the undistorted view at `camera.size`, without aliasing; black outside the recording.
+    """A recorded picture -> the undistorted view at `camera.size`, without aliasing; black outside the recorded image.
 
-    One box filter over the recorded pixels that a derived pixel covers, then one bilinear look-up: nearly what
-    undistorting at full size and averaging areas gives, without a second picture at full size: `picture` itself is
-    overwritten by its filtered self.
+    A box filter over the recorded pixels that a derived pixel covers, then bilinear interpolation. The result is close
+    to undistorting at full size and averaging areas, but needs no second picture at full size: the filter overwrites
+    `picture` in place.
     """
     block = tuple(
         max(1, round(full / derived)) for full, derived in zip(camera.recorded_size, camera.size, strict=True)
@@ -116,15 +121,17 @@ def reduce_picture(picture: UInt8[np.ndarray, "h w 3"], camera: Camera) -> UInt8
 def look_up_classes(label: UInt8[np.ndarray, "h w 3"], camera: Camera) -> tuple[UInt8[np.ndarray, "H W"], int]:
     """A recorded label picture -> class map of the undistorted view, and the number of pixels of unknown colour.
 
-    Nearest neighbour and exact colours: some of A2D2's colours differ by 18 levels, so any mixing or matching of near
-    colours invents classes (docs/a2d2-format.md, section 5). IGNORE where the colour is unknown or nothing was recorded.
+    Uses nearest neighbour and exact colours: some of A2D2's colours differ by 18 levels only, so interpolating colours
+    or matching similar ones would produce wrong classes (docs/a2d2-format.md, section 5). Pixels of unknown colour and
+    pixels outside the recorded image are IGNORE.
     """
     nearest, outside = _nearest_maps(camera)
-    colours, padded = _list_scratch(camera.size, get_ident())
-    # black, the border's value, is no label colour
+    colours, padded = _get_buffers(camera.size, get_ident())
+    # black, the value outside the recorded image, is no label colour
     cv2.remap(label, nearest, None, cv2.INTER_NEAREST, dst=colours, borderMode=cv2.BORDER_CONSTANT)
-    # As little-endian int32, blue, green, red and an alpha of 255 are the packed colour minus 2^24, and counted from
-    # the table's end that is the packed colour's place: the quickest way to look up so many.
+    # As little-endian int32, blue, green, red and an alpha of 255 equal the packed colour minus 2^24. The table has
+    # 2^24 entries, so this negative index selects the entry of the packed colour: the fastest way to look up this
+    # many pixels.
     packed = cv2.cvtColor(colours, cv2.COLOR_RGB2BGRA, dst=padded).view("<i4")[..., 0]
     classes = np.take(colour_table(), packed)
     return classes, int(np.count_nonzero(classes == IGNORE)) - outside
@@ -178,7 +185,7 @@ def derive_boxes(frame: Frame, recipe: Recipe) -> Outcome:
 
 
 def derive_steering(frames: list[Frame], recipe: Recipe) -> list[Outcome]:
-    """Bus file of a scene -> one steering file for each of its frames; the file is parsed once for all of them."""
+    """Bus file of a scene -> one steering file for each of its frames; the bus file is parsed once."""
     try:
         items = bus.read_bus(bus_path(recipe.bus_root, frames[0].scene))
     except FileNotFoundError as error:
@@ -206,7 +213,7 @@ def _derive_steering_frame(frame: Frame, recipe: Recipe, items: dict[str, dict])
 def write_frame_times(frames: list[Frame], out: Path) -> None:
     """Write `frames.json` beside the derived pictures of each scene and camera: id -> `cam_tstamp` or null.
 
-    `frames` is the full raw listing, so that every shard of a run writes the same files.
+    `frames` are all frames of the raw dataset, not those of one shard, so every shard writes the same files.
     """
     groups: dict[Path, dict[str, int | None]] = {}
     for frame in sorted(frames):

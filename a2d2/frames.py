@@ -1,8 +1,8 @@
-"""The frame: one moment of one camera, the one rule that names its files, and the index of what is on disk.
+"""The frame: one image of one camera, the rule that names its files, and the index of the files on disk.
 
-A2D2 names a file `<scene>/<folder>/<cam>/<stamp>_<token>_<view>_<id>.<extension>` (docs/a2d2-format.md, section 2.1); the
-derived files follow the same rule. Nothing here assumes that a file exists: the index lists folders and intersects
-sets, because every kind of file is missing for some frames.
+A2D2 names a file `<scene>/<folder>/<cam>/<stamp>_<token>_<view>_<id>.<extension>` (docs/a2d2-format.md, section 2.1);
+derived files follow the same rule. No function assumes that a file exists: the index lists folders, because every kind
+of file is missing for some frames.
 """
 
 import re
@@ -38,10 +38,10 @@ _KINDS = RAW_KINDS | DERIVED_KINDS
 
 @dataclass(frozen=True, order=True)
 class Frame:
-    """One moment of one camera.
+    """One recording time of one camera.
 
-    scene: "YYYYMMDD_hhmmss"; view: one of VIEWS; id: nine digits. `root` is the folder that holds the scene; it is
-    no part of the frame's identity, so the same frame found under two roots compares equal.
+    scene: "YYYYMMDD_hhmmss"; view: one of VIEWS; id: nine digits. `root` is the folder that contains the scene; it is
+    not compared, so the same frame under two roots is equal.
     """
 
     scene: str
@@ -53,7 +53,7 @@ class Frame:
         return f"{self.scene}/{self.view}/{self.id}"
 
     def path(self, kind: str) -> Path:
-        """Where the file of this kind is, or would be."""
+        """Path of the frame's file of this kind, which need not exist."""
         folder, extension = _KINDS[kind]
         stem = f"{self.scene.replace('_', '')}_{folder}_{self.view.replace('_', '')}_{self.id}"
         return self.root / self.scene / folder / f"cam_{self.view}" / f"{stem}.{extension}"
@@ -64,12 +64,15 @@ class Frame:
 
 
 def parse_frame(text: str, root: Path = Path()) -> Frame:
-    """Read "scene/view/id", as frames are printed; the id may lack its leading zeros."""
+    """Parse "scene/view/id", the form in which frames are printed; leading zeros of the id may be missing.
+
+    ValueError for any other text.
+    """
     parts = text.strip().split("/")
     known = len(parts) == 3 and SCENE_PATTERN.match(parts[0]) and parts[1] in VIEWS and _ID_PATTERN.match(parts[2])
     if not known:
         raise ValueError(
-            f"{text!r} names no frame: expected scene/view/id such as 20180807_145028/front_center/000001617, "
+            f"{text!r} is no frame: expected scene/view/id such as 20180807_145028/front_center/000001617, "
             f"with a view among {', '.join(VIEWS)}"
         )
     return Frame(parts[0], parts[1], parts[2].zfill(9), Path(root))
@@ -83,7 +86,7 @@ def list_scenes(root: Path) -> list[str]:
 
 
 def list_frames(root: Path, kind: str, views: Iterable[str] = VIEWS) -> list[Frame]:
-    """Frames that have a file of this kind under the root, sorted; files with foreign names are left out."""
+    """Frames that have a file of this kind under the root, sorted; files with other names are ignored."""
     root = Path(root)
     folder, extension = _KINDS[kind]
     frames = []
@@ -103,7 +106,7 @@ def list_frames(root: Path, kind: str, views: Iterable[str] = VIEWS) -> list[Fra
 
 
 def index_frames(root: Path, kinds: Iterable[str], views: Iterable[str] = VIEWS) -> dict[Frame, frozenset[str]]:
-    """Every frame that has at least one of the kinds, with the kinds it has; sorted by frame."""
+    """Every frame that has a file of at least one of the kinds -> the kinds it has; sorted by frame."""
     found: dict[Frame, set[str]] = defaultdict(set)
     views = tuple(views)
     for kind in kinds:
@@ -113,10 +116,10 @@ def index_frames(root: Path, kinds: Iterable[str], views: Iterable[str] = VIEWS)
 
 
 def find_bus_root(data: Path) -> Path | None:
-    """The folder with the bus signals that belongs to a raw root, or None.
+    """The folder with the bus signals of a raw dataset, or None if there are no bus signals.
 
-    The bus archive has no wrapper folder (docs/a2d2-format.md, section 1), so its scenes lie where it was unpacked: in the
-    raw root itself, in its parent, or in a folder a user made beside it.
+    The bus archive has no top-level folder (docs/a2d2-format.md, section 1), so its scenes are where the user unpacked
+    it: in the raw dataset itself, in its parent, or in a folder beside it.
     """
     data = Path(data)
     for root in (data.parent / "camera_lidar_semantic_bus", data.parent / "bus", data, data.parent):
@@ -126,18 +129,19 @@ def find_bus_root(data: Path) -> Path | None:
 
 
 def bus_path(root: Path, scene: str) -> Path:
-    """The one bus file of a scene (docs/a2d2-format.md, section 7)."""
+    """Path of the bus file of a scene (docs/a2d2-format.md, section 7)."""
     return Path(root) / scene / "bus" / f"{scene.replace('_', '')}_bus_signals.json"
 
 
 def find_calibration(data: Path) -> Path:
-    """`cams_lidars.json` in the raw root, its parent, or the boxes set beside it (only that archive contains one)."""
+    """Path of `cams_lidars.json`: in the raw dataset, in its parent, or in the boxes set beside it (only the archive of
+    the boxes set contains the file). FileNotFoundError if none of them has it."""
     data = Path(data)
-    places = [data, data.parent, data.parent / "camera_lidar_semantic_bboxes"]
-    for place in places:
-        if (place / "cams_lidars.json").is_file():
-            return place / "cams_lidars.json"
-    looked = ", ".join(str(place) for place in places)
+    folders = [data, data.parent, data.parent / "camera_lidar_semantic_bboxes"]
+    for folder in folders:
+        if (folder / "cams_lidars.json").is_file():
+            return folder / "cams_lidars.json"
+    listed = ", ".join(str(folder) for folder in folders)
     raise FileNotFoundError(
-        f"no cams_lidars.json in {looked}; get it with `sh get_data.sh calibration` or --calibration"
+        f"no cams_lidars.json in {listed}; fetch it with `sh get_data.sh calibration`, or name it with --calibration"
     )

@@ -1,7 +1,8 @@
-"""The one strict reader of images, and the writers that leave a whole file or none.
+"""Strict readers of images, and atomic writers of files.
 
-A label with a torn or mislabelled picture must never become class 0, so readers look at the header first and refuse
-what is not exactly the kind of file A2D2 (or a derived root) has. kornia-rs decodes PNG and refuses damaged ones.
+A damaged label, or an image of another type, must never be read as class 0. Readers therefore check the header first
+and refuse every file that is not exactly of the type that A2D2 or a preprocessed dataset has. kornia-rs decodes PNG
+files and refuses damaged ones.
 """
 
 import contextlib
@@ -25,17 +26,17 @@ _DAY_SECONDS = 24 * 3600
 
 
 class ImageError(ValueError):
-    """A file that is not the image it should be; the message says what it is."""
+    """A file is not the expected image; the message describes what the file is."""
 
 
 def read_png_header(data: bytes) -> tuple[int, int, int, str]:
-    """Width, height, bits a channel and colour type of a PNG."""
+    """Width, height, bits per channel and colour type of a PNG; ImageError if the header is no PNG header."""
     if not data:
         raise ImageError("the file is empty")
     if data[:8] != _PNG_SIGNATURE:
         raise ImageError(f"no PNG: it starts with {data[:8]!r}")
     if len(data) < 33 or data[12:16] != b"IHDR":
-        raise ImageError("a PNG cut off in its header")
+        raise ImageError("a PNG that ends within its header")
     width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
     return width, height, bits, _PNG_TYPES.get(colour, f"colour type {colour}")
 
@@ -46,11 +47,11 @@ def _check_png_type(found: tuple[int, str], wanted: tuple[int, str]) -> None:
 
 
 def decode_rgb_png(data: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an 8-bit RGB PNG, of (width, height) `size` if given; ImageError for anything else or damaged."""
+    """Decode an 8-bit RGB PNG, of (width, height) `size` if given; ImageError for another type or size, or damage."""
     width, height, bits, colour = read_png_header(data)
     _check_png_type((bits, colour), (8, "RGB"))
     if size is not None and (width, height) != tuple(size):
-        raise ImageError(f"{width}x{height} pixels, the calibration says {size[0]}x{size[1]}")
+        raise ImageError(f"{width}x{height} pixels, the calibration has {size[0]}x{size[1]}")
     try:
         return kornia_io.decode_image_png_u8(data, (height, width), "rgb")
     except Exception as error:  # kornia-rs raises bare Exception for damaged data
@@ -58,12 +59,12 @@ def decode_rgb_png(data: bytes, size: tuple[int, int] | None = None) -> UInt8[np
 
 
 def read_rgb_png(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Read a camera or label picture of A2D2."""
+    """Read a camera or label picture of A2D2, as `decode_rgb_png` does."""
     return decode_rgb_png(Path(path).read_bytes(), size)
 
 
 def read_depth_png(path: Path) -> UInt16[np.ndarray, "h w"]:
-    """Read a 16-bit gray PNG: metres x 256, 0 where nothing is known (KITTI's convention)."""
+    """Read a 16-bit gray PNG: metres x 256, 0 where the depth is unknown (KITTI's convention)."""
     data = Path(path).read_bytes()
     width, height, bits, colour = read_png_header(data)
     _check_png_type((bits, colour), (16, "gray"))
@@ -74,15 +75,15 @@ def read_depth_png(path: Path) -> UInt16[np.ndarray, "h w"]:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read a derived camera image, JPEG or PNG, as RGB; ImageError names the file."""
+    """Read a derived camera image, JPEG or PNG, as RGB; ImageError, with the file's name, if it is damaged."""
     path = Path(path)
     try:
         if path.suffix == ".png":
             return read_rgb_png(path)
-        # a JPEG that was cut off still decodes, gray from there on, so its end mark is looked at first
+        # a truncated JPEG still decodes, with gray in place of what is missing, so the end marker is checked first
         data = path.read_bytes()
         if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
-            raise ImageError("no JPEG, or one that was cut off")
+            raise ImageError("no JPEG, or a truncated one")
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if decoded is None:
             raise ImageError("a damaged JPEG")
@@ -92,13 +93,13 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """RGB -> JPEG of quality 95 without chroma subsampling: thin coloured things survive."""
+    """RGB -> JPEG of quality 95, without chroma subsampling, which would blur thin coloured objects."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return _encode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
 
 
 def encode_png(image: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w"]) -> bytes:
-    """RGB of 8 bit or gray of 16 bit -> PNG, at OpenCV's fast compression."""
+    """8-bit RGB or 16-bit gray -> PNG, with OpenCV's default (fast) compression."""
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return _encode(".png", image, [])
@@ -112,7 +113,7 @@ def _encode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file or none: under a temporary name in the same folder, then renamed. OSError when it cannot."""
+    """Write a file atomically: under a temporary name in the same folder, then renamed. OSError if it fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
@@ -128,12 +129,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON whole; a value JSON cannot hold, such as NaN, is a ValueError."""
+    """Write a JSON file atomically; ValueError for a value that JSON does not have, such as NaN."""
     write_bytes(path, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
-    """Write one array as .npy, whole."""
+    """Write one array as a .npy file, atomically."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_bytes(path, buffer.getvalue())
@@ -146,17 +147,17 @@ def _is_alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    with contextlib.suppress(OSError):  # where there is no /proc, the first answer stands
+    with contextlib.suppress(OSError):  # without /proc the process counts as alive
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"  # killed, but nobody fetched its exit code: in a container that may last
+        return state != "Z"  # a zombie: ended, but its parent has not waited for it; in a container it may stay so
     return True
 
 
 def sweep_temporary(root: Path) -> int:
-    """Remove what interrupted writers left under a root, and return how many files that were.
+    """Remove the temporary files of interrupted writers under a root; return the number of removed files.
 
-    A file is left over when its writer, a process of this host, is gone, or when it is a day old: another machine's
-    writer may be at work on the same folder.
+    A temporary file is removed if its writer was a process of this host that has ended, or if the file is older than a
+    day. Newer files of other hosts stay, because another machine may be writing to the same folder.
     """
     host, removed = socket.gethostname(), 0
     for path in Path(root).rglob(f".*{_TEMPORARY}"):

@@ -1,4 +1,4 @@
-"""Lidar points -> sparse depth image: splatted at the derived size, the nearest point wins, nothing is interpolated."""
+"""Lidar points -> sparse depth image at the derived size: the nearest point of a pixel wins; no interpolation."""
 
 from pathlib import Path
 
@@ -7,19 +7,20 @@ from jaxtyping import Float, Int, UInt16
 
 from a2d2.calibration import map_centres
 
-DEPTH_SCALE = 256  # stored value = metres x 256 (KITTI's convention); 0 is "nothing known"
+DEPTH_SCALE = 256  # stored value = metres x 256 (KITTI's convention); 0 is "unknown"
 _NEEDED = ("row", "col", "depth")
 
 
 class MissingLidarError(ValueError):
-    """An npz without the mapping into the image: a known defect of A2D2, not damage (docs/a2d2-format.md, section 10)."""
+    """An npz without row, col or depth: a known defect of A2D2, no damage (docs/a2d2-format.md, section 10)."""
 
 
 def read_lidar(path: Path) -> dict[str, np.ndarray]:
     """`row`, `col` (undistorted pixels at the recorded size) and `depth` (metres along the optical axis), each (N,).
 
     Points that are not finite, or that the raw fusion set marks as not valid, are left out; N may be 0. Raises
-    MissingLidarError if the file lacks one of the three, ValueError if it is no npz, damaged or holds something else.
+    MissingLidarError if the file lacks one of the three arrays, ValueError if it is no npz, is damaged, or contains
+    pickled objects or arrays of other shapes.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -34,7 +35,7 @@ def read_lidar(path: Path) -> dict[str, np.ndarray]:
     except (FileNotFoundError, MissingLidarError):
         raise
     except Exception as error:  # a damaged zip raises zlib's, zipfile's, struct's and other errors
-        raise ValueError(f"a damaged npz, or none of plain arrays ({error})") from error
+        raise ValueError(f"a damaged npz, or one with other than plain arrays ({error})") from error
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         raise ValueError(f"row, col and depth are not lists of equal length: {sorted(shapes)}")
@@ -51,10 +52,10 @@ def splat_depth(
     full: tuple[int, int],
     derived: tuple[int, int],
 ) -> UInt16[np.ndarray, "h w"]:
-    """Points at full-size pixel positions -> depth image of (width, height) `derived`, 0 where no point falls.
+    """Points at pixel positions of an image of size `full` -> depth image of size `derived`, both (width, height).
 
-    A point falls on the pixel whose square holds it; of several the nearest stays. Points outside the image, and
-    those whose stored value would not be in 1..65535, are dropped.
+    Each pixel stores round(metres x DEPTH_SCALE) of the nearest of its points, 0 if it has none. Points outside the
+    image, and points whose stored value would not be in 1..65535, are dropped.
     """
     pixels = map_centres(np.stack([col, row], axis=1), full, derived)
     column, line = np.floor(pixels + 0.5).T

@@ -1,4 +1,7 @@
-"""Which frames train, validate and test. Frames of one drive look alike, so honest splits keep scenes apart."""
+"""Splits: rules that divide frames into training, validation and test subsets.
+
+Frames of one drive look alike, so a split must not divide a scene if validation is to measure generalization.
+"""
 
 import random
 from collections import defaultdict
@@ -8,7 +11,7 @@ from a2d2.frames import Frame
 
 SUBSETS = ("train", "val", "test")
 
-# the split A2D2's authors gave to others (docs/a2d2-format.md, section 9.1)
+# the split that A2D2's authors sent to other groups (docs/a2d2-format.md, section 9.1)
 _PAPER_VAL = {"20181108_141609", "20181204_154421"}
 _PAPER_TEST = {"20181016_125231", "20181108_084007", "20181204_170238"}
 _PAPER_DIVIDED, _PAPER_DIVIDED_FROM = "20181008_095521", 55000
@@ -18,8 +21,8 @@ _MOVED_FOR_BOXES = "20180925_101535"
 def _assign_paper(frame: Frame) -> str:
     if frame.scene in _PAPER_TEST:
         return "test"
-    in_val_part = frame.scene == _PAPER_DIVIDED and int(frame.id) >= _PAPER_DIVIDED_FROM
-    return "val" if in_val_part or frame.scene in _PAPER_VAL else "train"
+    in_val_range = frame.scene == _PAPER_DIVIDED and int(frame.id) >= _PAPER_DIVIDED_FROM
+    return "val" if in_val_range or frame.scene in _PAPER_VAL else "train"
 
 
 def _assign_paper_boxes(frame: Frame) -> str:
@@ -54,7 +57,7 @@ def _split_by_scene(frames: list[Frame], fractions: tuple[float, ...], seed: int
 
 
 def _count_scenes(scenes: int, fractions: tuple[float, ...]) -> tuple[int, int]:
-    """Scenes that validate and that test: of three or more, each subset that is asked for gets at least one."""
+    """Numbers of validation and of test scenes; of three or more scenes, each subset with a fraction > 0 gets one."""
     least = [int(fraction > 0 and scenes >= len(SUBSETS)) for fraction in fractions]
     val, test = (max(round(scenes * fraction), few) for fraction, few in zip(fractions[1:], least[1:], strict=True))
     val = min(val, scenes - least[0] - least[2])
@@ -69,9 +72,10 @@ def split_frames(
 ) -> dict[str, list[Frame]]:
     """Divide frames into {"train": [...], "val": [...], "test": [...]}, each sorted; a subset may be empty.
 
-    paper: the A2D2 authors' split by scene. paper_boxes: the same with one more scene in validation, because the
-    paper's validation has almost no boxes. thesis: the last 20 % of each scene validate (they look like the rest).
-    by_scene: scenes drawn with the seed, by `fractions` of (train, val, test). all: everything to training.
+    paper: the split of A2D2's authors, by scene. paper_boxes: the same, with one more scene in validation, because the
+    paper's validation scenes have almost no boxes. thesis: the last 20 % of each scene are validation frames, which
+    look like the training frames. by_scene: scenes drawn with the seed, by `fractions` of (train, val, test). all: all
+    frames are training frames. ValueError for another name.
     """
     frames = sorted(frames)
     if name == "paper":

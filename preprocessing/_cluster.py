@@ -1,7 +1,7 @@
-"""The same units of work on the workers of a dask.distributed scheduler, wherever these are.
+"""Units of work on the workers of a dask.distributed scheduler, on any machines.
 
-A thin adapter: dask hands out the units, moves them to another worker when one dies, and gives a unit up, by name, when
-it has cost several workers their lives. Workers must see the data under the same paths, as on a cluster's shared disk.
+dask distributes the units, moves them to another worker if one dies, and gives up a unit after it has killed several
+workers. Workers must see the data under the same paths, as on the shared disk of a cluster.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class ClusterError(Exception):
-    """No work can be sent to the scheduler; the message says why and what to do."""
+    """Work cannot be sent to the scheduler; the message gives the reason and what to do."""
 
 
 def map_units(work: Callable, units: Iterable, address: str) -> Iterator[tuple[object, object]]:
     """Yield (unit, result) as results come, as `preprocessing._pool.map_units` does.
 
-    `address`: of the scheduler, such as tcp://host:8786. ClusterError if dask is not installed or nobody answers there.
-    Leaving the loop early takes back what is not done.
+    `address`: of the scheduler, such as tcp://host:8786. ClusterError if dask is not installed or no scheduler responds
+    there. Leaving the loop early cancels the remaining units.
     """
     try:
         from distributed import Client, KilledWorker
@@ -32,17 +32,17 @@ def map_units(work: Callable, units: Iterable, address: str) -> Iterator[tuple[o
         client = Client(address, timeout="10s")
     except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
-            f"no dask scheduler answers at {address!r} ({error}): start one by `dask scheduler` and workers by "
+            f"no dask scheduler responds at {address!r} ({error}): start one with `dask scheduler` and workers with "
             f"`dask worker {address}`"
         ) from error
     with client:
         client.register_plugin(_make_worker_plugin())
         if not client.scheduler_info()["workers"]:
-            print(f"the scheduler at {address} has no workers yet: start some by `dask worker {address}`", flush=True)
+            print(f"the scheduler at {address} has no workers yet: start some with `dask worker {address}`", flush=True)
         suspects = []
         for unit, result in _collect(client, work, units):
             if isinstance(result, KilledWorker):
-                suspects.append(unit)  # or it only was where another one killed the worker
+                suspects.append(unit)  # perhaps another unit killed the worker, so each suspect runs again alone
             else:
                 yield unit, result
         for suspect in suspects:
@@ -52,35 +52,38 @@ def map_units(work: Callable, units: Iterable, address: str) -> Iterator[tuple[o
 
 
 def _collect(client, work: Callable, units: Iterable) -> Iterator[tuple[object, object]]:
-    """(unit, result or exception) as they come. Work and units travel as bytes that only workers open, because the
-    scheduler, who opens everything else, lacks our modules."""
+    """Yield (unit, result or exception) as results come.
+
+    Work and units are sent as pickled bytes, which only workers unpickle: the scheduler unpickles everything else, and
+    it does not have the modules of this project.
+    """
     from distributed import as_completed
 
     units = list(units)
     work_bytes = pickle.dumps(work)
 
-    def serve(unit_bytes: bytes) -> object:
+    def run_unit(unit_bytes: bytes) -> object:
         import pickle
 
         return pickle.loads(work_bytes)(pickle.loads(unit_bytes))
 
-    futures = dict(zip(client.map(serve, list(map(pickle.dumps, units)), pure=False), units, strict=True))
+    futures = dict(zip(client.map(run_unit, list(map(pickle.dumps, units)), pure=False), units, strict=True))
     try:
         for future in as_completed(list(futures)):
             try:
                 result = future.result()
-            except Exception as error:  # whatever the work raised, or what became of its worker
+            except Exception as error:  # an error of the work, or the death of its worker
                 result = error
             yield futures.pop(future), result
     finally:
-        with contextlib.suppress(Exception):  # the scheduler may be gone, which is why we are here
+        with contextlib.suppress(Exception):  # the scheduler may be gone, which may be why the loop ended
             client.cancel(list(futures))
 
 
 def _make_worker_plugin():
-    """What each worker does first: find this project's modules, and leave the parallelism to dask.
+    """A plugin that sets up each worker: it adds this project to sys.path and limits OpenCV to one thread.
 
-    A class made in a function travels by value, so that a worker need not know the project to receive it.
+    A class that is defined in a function is pickled by value, so a worker can unpickle it before it has the project.
     """
     from distributed import WorkerPlugin
 

@@ -1,4 +1,4 @@
-"""What the preprocessing scripts share: the path to the root, options, the pool's run, the report, the exit code."""
+"""Code that the preprocessing scripts share: import path, options, the run of the workers, report, exit code."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ DONE, ERROR, WRONG_USE, PARTLY_FAILED, STOPPED = 0, 1, 2, 3, 75
 
 
 class StopRunError(Exception):
-    """Ends a script with one line for its user; `code` is the exit code."""
+    """Ends a script with a message of one line; `code` is the exit code."""
 
     def __init__(self, message: str, code: int = ERROR):
         super().__init__(message)
@@ -39,12 +39,12 @@ class StopRunError(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """What one script makes.
+    """The kind of derived file that a script writes.
 
-    `name`: the kind, its section in dataset.json and its report; `raw`: the kind of file it reads; `produces`: the
-    derived file whose existence means "finished"; `derive`: one function of a2d2.derive, for a frame or, with
-    `by_scene`, for the frames of a scene at once; `options`: the kind's own, on which all its files must agree;
-    `prepare`: called with the full raw listing and the derived root before the frames are done.
+    `name`: name of the kind in dataset.json and of its report; `raw`: the kind of raw file it reads; `produces`: the
+    kind of derived file that exists once a frame is finished; `derive`: a function of a2d2.derive, for one frame or,
+    with `by_scene`, for all frames of a scene; `options`: those of the kind, equal for all its files; `prepare`: called
+    with all frames and the output folder before the frames are derived.
     """
 
     name: str
@@ -72,41 +72,50 @@ def _parse_shard(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no shard; write i/n, such as 1/8") from None
     if not 1 <= index <= count:
-        raise argparse.ArgumentTypeError(f"{text!r}: the first number goes from 1 to the second")
+        raise argparse.ArgumentTypeError(f"{text!r}: the first number must be between 1 and the second")
     return index, count
 
 
 def parse_threads(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number of processes, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of processes, 1 or more")
     return int(text)
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
-    """The options that all scripts have."""
+    """A parser with the options that all scripts have."""
     parser = argparse.ArgumentParser(
         description=description.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, default=Path("Datasets/camera_lidar_semantic_bboxes"), help="raw root, with the scenes"
+        "--data",
+        type=Path,
+        default=Path("Datasets/camera_lidar_semantic_bboxes"),
+        help="raw dataset: the folder of the scenes",
     )
-    parser.add_argument("--bus", type=Path, help="folder with the bus signals (default: found beside the raw root)")
-    parser.add_argument("--calibration", type=Path, help="cams_lidars.json (default: found in or beside the raw root)")
-    parser.add_argument("--out", type=Path, help="derived root (default: processed/<size>/ beside the raw root)")
-    parser.add_argument("--size", type=_parse_size, default="1024x640", help="size of everything derived")
+    parser.add_argument("--bus", type=Path, help="folder with the bus signals (default: found beside the raw dataset)")
+    parser.add_argument(
+        "--calibration", type=Path, help="cams_lidars.json (default: found in or beside the raw dataset)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="preprocessed dataset (default: processed/<size>/ beside the raw dataset)"
+    )
+    parser.add_argument("--size", type=_parse_size, default="1024x640", help="size of all derived files")
     parser.add_argument("--view", choices=[*VIEWS, "all"], default="front_center", help="camera")
     parser.add_argument("--threads", type=parse_threads, default=4, help="worker processes")
     parser.add_argument(
-        "--cluster", metavar="tcp://HOST:8786", help="send the work to this dask.distributed scheduler instead"
+        "--cluster", metavar="tcp://HOST:8786", help="run on the workers of this dask.distributed scheduler"
     )
-    parser.add_argument("--shard", type=_parse_shard, default="1/1", help="do the i-th of n parts, for job arrays")
-    parser.add_argument("--overwrite", action="store_true", help="do finished frames again, also with other options")
+    parser.add_argument("--shard", type=_parse_shard, default="1/1", help="process shard i of n, for job arrays")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="process finished frames again, with other options too"
+    )
     parser.add_argument("--strict", action="store_true", help="exit code 1 instead of 3 if a frame fails")
     return parser
 
 
 def run_script(kind: Kind, arguments: argparse.Namespace) -> None:
-    """Do all frames of one kind and leave with the exit code; a user's mistake is one line, not a traceback."""
+    """Derive all frames of one kind and exit; an error of the user gives a message of one line, no traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _run(kind, arguments)
@@ -114,7 +123,7 @@ def run_script(kind: Kind, arguments: argparse.Namespace) -> None:
         print(f"{kind.name}: {stop}", file=sys.stderr)
         code = stop.code
     except KeyboardInterrupt:
-        print(f"{kind.name}: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"{kind.name}: stopped; the same command resumes", file=sys.stderr)
         code = STOPPED
     except (OSError, ValueError, _cluster.ClusterError) as error:
         print(f"{kind.name}: {error}", file=sys.stderr)
@@ -129,13 +138,15 @@ def _interrupt(number, stack):
 def _run(kind: Kind, arguments: argparse.Namespace) -> int:
     data = arguments.data
     if not data.is_dir():
-        raise StopRunError(f"no folder {data}; fetch the data by `sh get_data.sh`, or name another folder with --data")
+        raise StopRunError(
+            f"no folder {data}; fetch the data with `sh get_data.sh`, or name another folder with --data"
+        )
     if not list_scenes(data):
-        raise StopRunError(f"{data} holds no scenes (folders such as 20180807_145028); is it the raw root?")
+        raise StopRunError(f"{data} contains no scenes (folders such as 20180807_145028); is it the raw dataset?")
     width, height = arguments.size
     out = arguments.out or data.parent / "processed" / f"{width}x{height}"
     calibration = load_calibration(arguments.calibration or find_calibration(data))
-    if arguments.cluster:  # workers stand in folders of their own
+    if arguments.cluster:  # workers have other working directories
         data, out = data.resolve(), out.resolve()
     views = VIEWS if arguments.view == "all" else (arguments.view,)
     frames = list_frames(data, kind.raw, views)
@@ -145,17 +156,17 @@ def _run(kind: Kind, arguments: argparse.Namespace) -> int:
     bus_root = arguments.bus.resolve() if arguments.bus else find_bus_root(data)
     if kind.by_scene and bus_root is None:
         raise StopRunError(
-            f"no bus signals beside {data}; fetch them by `sh get_data.sh bus`, or name a folder with --bus"
+            f"no bus signals beside {data}; fetch them with `sh get_data.sh bus`, or name a folder with --bus"
         )
 
     cameras = {name: camera.resize(arguments.size) for name, camera in calibration.cameras.items()}
     recipe = Recipe(out, cameras, kind.options, bus_root)
-    _agree_on_identity(kind, recipe, frames, arguments.overwrite)
+    _check_dataset_json(kind, recipe, frames, arguments.overwrite)
     sweep_temporary(out)
     if kind.prepare:
         kind.prepare(frames, out)
 
-    # shards divide all units, not those that happen to be left, so that two shards never overlap
+    # shards divide all units, not only the unfinished ones, so that two shards never overlap
     index, count = arguments.shard
     units = list(_group_units(kind, frames))[index - 1 :: count]
     total = sum(len(unit) for unit in units)
@@ -175,7 +186,7 @@ def _group_units(kind: Kind, frames: list[Frame]) -> Iterator[tuple[Frame, ...]]
 
 
 def describe_camera(camera: Camera) -> dict:
-    """A camera as dataset.json keeps it: `matrix` at the derived size, the rest as recorded."""
+    """A camera as dataset.json stores it: `matrix` at the derived size, the other values as recorded."""
     return {
         "lens": camera.lens,
         "matrix": camera.matrix.tolist(),
@@ -185,8 +196,8 @@ def describe_camera(camera: Camera) -> dict:
     }
 
 
-def _agree_on_identity(kind: Kind, recipe: Recipe, frames: list[Frame], overwrite: bool) -> None:
-    """Make dataset.json, or stop if this root was made with another size, calibration or other options of this kind."""
+def _check_dataset_json(kind: Kind, recipe: Recipe, frames: list[Frame], overwrite: bool) -> None:
+    """Write dataset.json; StopRunError if it exists with another size, calibration or other options of this kind."""
     recipe.out.mkdir(parents=True, exist_ok=True)
     path = recipe.out / "dataset.json"
     cameras = recipe.cameras
@@ -195,36 +206,39 @@ def _agree_on_identity(kind: Kind, recipe: Recipe, frames: list[Frame], overwrit
         "size": list(next(iter(cameras.values())).size),
         "cameras": {name: describe_camera(camera) for name, camera in cameras.items()},
     }
-    with _lock_folder(recipe.out):  # five scripts may start at once, and each adds its section
-        found = _read_identity(path)
+    with _lock_folder(recipe.out):  # five scripts may start at once, and each adds its kind
+        found = _read_dataset_json(path)
         sections = found.pop("kinds", {})
         differing = [key for key in wanted if found and found.get(key) != wanted[key]]
         others = sorted(set(sections) - {kind.name})
         if differing and (others or not overwrite):
             values = "; ".join(_show_difference(key, found.get(key), wanted[key]) for key in differing)
-            way_out = f"choose another --out: it also holds {', '.join(others)}" if others else "use --overwrite"
-            raise StopRunError(f"{recipe.out} was made otherwise: {values}. To make it anew, {way_out}")
+            advice = f"choose another --out: it also contains {', '.join(others)}" if others else "use --overwrite"
+            raise StopRunError(f"{recipe.out} was made with other settings: {values}. To make it again, {advice}")
         options = sections.get(kind.name, kind.options)
         if options != kind.options and not overwrite:
             raise StopRunError(
-                f"{recipe.out} holds {kind.name} made with {json.dumps(options)}, this run asks for "
-                f"{json.dumps(kind.options)}. To do it again, use --overwrite"
+                f"{recipe.out} contains {kind.name} made with {json.dumps(options)}, this run has "
+                f"{json.dumps(kind.options)}. To make it again, use --overwrite"
             )
         if differing or options != kind.options:
-            _remove_finished(kind, recipe.out)  # else an interrupted run would leave files of both sorts
+            _remove_finished(kind, recipe.out)  # else an interrupted run would leave a mixture of old and new files
         sections[kind.name] = kind.options
-        if found | {"kinds": sections} != wanted | {"kinds": sections} or _read_identity(path).get("kinds") != sections:
+        if (
+            found | {"kinds": sections} != wanted | {"kinds": sections}
+            or _read_dataset_json(path).get("kinds") != sections
+        ):
             write_json(path, wanted | {"kinds": sections})
 
 
-def _read_identity(path: Path) -> dict:
+def _read_dataset_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise StopRunError(
-            f"{path} is no JSON file ({error}); delete the folder {path.parent} and start anew"
+            f"{path} is no JSON file ({error}); delete the folder {path.parent} and start again"
         ) from error
 
 
@@ -232,7 +246,7 @@ def _show_difference(key: str, found: object, wanted: object) -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
         inner = next(name for name in [*found, *wanted] if found.get(name) != wanted.get(name))
         return _show_difference(f"{key}.{inner}", found.get(inner), wanted.get(inner))
-    return f"{key} is {json.dumps(found)} there and {json.dumps(wanted)} in this run"
+    return f"{key} is {json.dumps(found)} in dataset.json and {json.dumps(wanted)} in this run"
 
 
 def _remove_finished(kind: Kind, out: Path) -> None:
@@ -251,7 +265,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _derive_unit(unit: tuple[Frame, ...], kind: Kind, recipe: Recipe) -> list[Outcome]:
-    """On a worker: what became of the unit's frames."""
+    """Derive the frames of a unit and return their outcomes; runs on a worker."""
     if kind.by_scene:
         return kind.derive(list(unit), recipe)
     return [kind.derive(frame, recipe) for frame in unit]
@@ -279,7 +293,7 @@ def _derive_units(kind: Kind, recipe: Recipe, units: list, skipped: int, argumen
                 bar.set_postfix(failed=sum(outcome.status == "failed" for outcome in outcomes), refresh=False)
                 bar.update(len(unit))
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk takes no report either, and the first error is the one to tell
+        with contextlib.suppress(OSError):  # writing the report may fail too, on a full disk; raise the first error
             _write_report(kind, recipe.out, outcomes, skipped, arguments)
         raise
     counts = _write_report(kind, recipe.out, outcomes, skipped, arguments)

@@ -1,7 +1,8 @@
 """A pool of worker processes that survives the death of any of them.
 
-Each worker has one unit of work in flight, handed over by a pipe, so a unit whose worker dies (segfault in a decoder,
-kernel out of memory) is known by name; a new worker takes its place and every other unit is done.
+Each worker processes one unit at a time, which it receives through a pipe. If a worker dies (a segmentation fault in a
+decoder, killed for lack of memory), its unit is therefore known; a new worker replaces it, and all other units are
+processed.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 class WorkerDiedError(Exception):
-    """The worker of a unit ended before it answered; holds the reason in words."""
+    """The worker of a unit ended before it returned a result; the message gives the reason."""
 
 
 @dataclass
@@ -30,9 +31,10 @@ class _Worker:
 
 
 def _serve(pipe: Connection, work: Callable) -> None:
-    """Worker: answer each unit with (True, result) or (False, exception), until None comes or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    cv2.setNumThreads(1)  # the pool is the parallelism
+    """Loop of a worker: for each unit, send (True, result) or (False, exception), until the unit is None or the parent
+    is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
+    cv2.setNumThreads(1)  # the workers run in parallel already
     while True:
         try:
             unit = pipe.recv()
@@ -41,22 +43,22 @@ def _serve(pipe: Connection, work: Callable) -> None:
         if unit is None:
             return
         try:
-            answer = (True, work(unit))
+            message = (True, work(unit))
         except Exception as error:
-            answer = (False, error)
+            message = (False, error)
         try:
-            pipe.send(answer)
+            pipe.send(message)
         except ConnectionError:
             return
 
 
 def _start_worker(work: Callable) -> _Worker:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism; numpy reads this in each worker
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_serve, args=(theirs, work), daemon=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by numpy in each worker; the workers run in parallel
+    parent_end, worker_end = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_serve, args=(worker_end, work), daemon=True)
     process.start()
-    theirs.close()
-    return _Worker(process, ours)
+    worker_end.close()
+    return _Worker(process, parent_end)
 
 
 def _describe_death(process: multiprocessing.Process) -> str:
@@ -72,27 +74,27 @@ def _describe_death(process: multiprocessing.Process) -> str:
 def map_units(work: Callable, units: Iterable, workers: int) -> Iterator[tuple[object, object]]:
     """Yield (unit, result) as results come, in no fixed order; the result is an exception where `work` raised one.
 
-    A unit whose worker died gets a WorkerDiedError. `work` and the units travel by pickle. Leaving the loop early ends
-    the workers.
+    The result of a unit whose worker died is a WorkerDiedError. `work` and the units must be picklable. Leaving the
+    loop early ends the workers.
     """
     remaining = iter(units)
-    team: list[_Worker] = []
+    pool: list[_Worker] = []
 
-    def hand_over(worker: _Worker) -> bool:
+    def send_next_unit(worker: _Worker) -> bool:
         worker.unit = next(remaining, None)
         if worker.unit is None:
             return False
-        with contextlib.suppress(ConnectionError):  # it died; reading its answer will tell
+        with contextlib.suppress(ConnectionError):  # the worker died, which receiving its result will detect
             worker.pipe.send(worker.unit)
         return True
 
     try:
         for _ in range(workers):
             worker = _start_worker(work)
-            team.append(worker)
-            if not hand_over(worker):
+            pool.append(worker)
+            if not send_next_unit(worker):
                 break
-        busy = [worker for worker in team if worker.unit is not None]
+        busy = [worker for worker in pool if worker.unit is not None]
         while busy:
             for pipe in wait([worker.pipe for worker in busy]):
                 worker = next(worker for worker in busy if worker.pipe is pipe)
@@ -102,20 +104,20 @@ def map_units(work: Callable, units: Iterable, workers: int) -> Iterator[tuple[o
                 except (EOFError, ConnectionError):
                     result = WorkerDiedError(_describe_death(worker.process))
                     busy.remove(worker)
-                    team.remove(worker)
+                    pool.remove(worker)
                     worker.pipe.close()
                     worker = _start_worker(work)
-                    team.append(worker)
+                    pool.append(worker)
                     busy.append(worker)
-                except Exception as error:  # some exceptions that `work` raises cannot be rebuilt from their pickle
+                except Exception as error:  # some exceptions of `work` cannot be unpickled
                     result = error
-                if not hand_over(worker):
+                if not send_next_unit(worker):
                     busy.remove(worker)
                 yield unit, result
     finally:
-        for worker in team:
-            worker.pipe.close()  # an idle worker reads the end and leaves
-        for worker in team:
+        for worker in pool:
+            worker.pipe.close()  # an idle worker reads the end of the pipe and exits
+        for worker in pool:
             worker.process.join(timeout=1)
             if worker.process.is_alive():
                 worker.process.terminate()

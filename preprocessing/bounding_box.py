@@ -2,7 +2,7 @@
 
     python preprocessing/bounding_box.py --data Datasets/camera_lidar_semantic_bboxes --size 1024x640 --threads 4
 
-Writes <scene>/boxes/<cam>/*.json: {"boxes": [...]}, an empty list for a frame known to be empty.
+Writes <scene>/boxes/<cam>/*.json: {"boxes": [...]}, an empty list for a frame that is labelled as empty.
 """
 
 from _common import Kind, build_parser, run_script

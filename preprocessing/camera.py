@@ -2,8 +2,8 @@
 
     python preprocessing/camera.py --data Datasets/camera_lidar_semantic_bboxes --size 1024x640 --threads 4
 
-Writes <scene>/camera/<cam>/*.jpg (quality 95, 4:4:4; --format png: lossless) and a frames.json beside them with each
-frame's time.
+Writes <scene>/camera/<cam>/*.jpg (quality 95, 4:4:4; --format png: lossless), and beside them frames.json with the
+timestamp of each frame.
 """
 
 from _common import Kind, build_parser, run_script

@@ -2,7 +2,7 @@
 
     python preprocessing/depth_preprocess.py --data Datasets/camera_lidar_semantic_bboxes --size 1024x640 --threads 4
 
-Writes <scene>/depth/<cam>/*.png: 16-bit gray, metres along the optical axis x 256, 0 for "nothing".
+Writes <scene>/depth/<cam>/*.png: 16-bit gray, metres along the optical axis x 256, 0 for unknown.
 """
 
 from _common import Kind, build_parser, run_script

@@ -2,7 +2,7 @@
 
     python preprocessing/segmentation.py --data Datasets/camera_lidar_semantic_bboxes --size 1024x640 --threads 4
 
-Writes <scene>/segmentation/<cam>/*.npy: uint8 (H, W), the 38 classes of A2D2, 255 for "nothing".
+Writes <scene>/segmentation/<cam>/*.npy: uint8 (H, W), the 38 classes of A2D2, 255 for ignore.
 """
 
 from _common import Kind, build_parser, run_script

@@ -2,7 +2,7 @@
 
     python preprocessing/steering_angle.py --data Datasets/camera_lidar_semantic_bboxes --threads 4
 
-Writes <scene>/steering/<cam>/*.json: degrees, left positive; no file where the bus has no usable sample.
+Writes <scene>/steering/<cam>/*.json: degrees, left positive; no file for a frame without a usable sample of the angle.
 """
 
 from _common import Kind, build_parser, run_script

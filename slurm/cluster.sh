@@ -1,5 +1,5 @@
 #!/bin/bash
-# A dask.distributed cluster for --cluster: a scheduler and workers in one job, until the job ends.
+# A dask.distributed cluster for --cluster: a scheduler and its workers in one job; they run until the job ends.
 #   pip install 'dask[distributed]'
 #   sbatch slurm/cluster.sh            # prints the address into cluster_<job>.log
 #   .venv/bin/python preprocessing/camera.py --cluster tcp://<node>:8786

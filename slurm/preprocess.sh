@@ -1,15 +1,15 @@
 #!/bin/bash
-# One preprocessing script as a job array: each job does its share of the frames, and a share that failed or was stopped
-# is done by submitting it again, because finished frames are skipped.
+# One preprocessing script as a job array: each job processes one shard of the frames. Submit a shard that failed or was
+# stopped again; finished frames are skipped.
 #   sbatch slurm/preprocess.sh segmentation --data Datasets/camera_lidar_semantic_bboxes
-#   sbatch --array=3 --export=ALL,SHARDS=8 slurm/preprocess.sh camera      # the third of eight shares once more
+#   sbatch --array=3 --export=ALL,SHARDS=8 slurm/preprocess.sh camera      # shard 3 of 8 again
 #SBATCH --job-name=preprocess
 #SBATCH --array=1-8
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=4G
 #SBATCH --time=04:00:00
 #SBATCH --output=preprocess_%A_%a.log
-# SLURM sends SIGTERM before the time is over: the script then ends with exit code 75, and nothing is torn.
+# SLURM sends SIGTERM before the time limit: the script then ends with exit code 75, and leaves no partial files.
 #SBATCH --signal=TERM@60
 
 script=${1:?"name a script: camera, segmentation, depth_preprocess, bounding_box or steering_angle"}

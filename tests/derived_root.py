@@ -1,4 +1,4 @@
-"""A derived root made by hand: six frames of 64x64 in three scenes, some labels missing."""
+"""A hand-made preprocessed dataset: six frames of 64x64 in three scenes; some labels are missing."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from preprocessing._common import FORMAT_VERSION
 SIZE = (64, 64)
 SCENES = ("20180101_000000", "20180102_000000", "20180103_000000")
 ALL = ("segmentation", "depth", "boxes", "steering")
-LABELS = {  # (scene, id) -> the kinds of label the frame has; each scene has one frame with all
+LABELS = {  # (scene, id) -> kinds of the frame's labels; each scene has one frame with all
     (SCENES[0], "000000001"): ALL,
     (SCENES[0], "000000002"): ("segmentation", "depth"),
     (SCENES[1], "000000003"): ALL,
@@ -17,7 +17,7 @@ LABELS = {  # (scene, id) -> the kinds of label the frame has; each scene has on
     (SCENES[2], "000000005"): ALL,
     (SCENES[2], "000000006"): (),
 }
-WITHOUT_BOXES = (SCENES[1], "000000004")  # its label says that there is nothing
+WITHOUT_BOXES = (SCENES[1], "000000004")  # its label is an empty list of boxes
 MATRIX = np.array([[50.0, 0, 30.0], [0, 52.0, 33.0], [0, 0, 1]])
 OPTIONS = {"camera": {"format": "jpg"}, "segmentation": {}, "depth": {}, "boxes": {}, "steering": {}}
 
@@ -38,7 +38,7 @@ def write_identity(root, size=SIZE, kinds=OPTIONS):
 
 
 def write_root(root, size=SIZE):
-    """Write it; returns its frames, sorted."""
+    """Write the dataset; return its frames, sorted."""
     write_identity(root, size)
     width, height = size
     frames = []

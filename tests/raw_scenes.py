@@ -1,4 +1,4 @@
-"""A raw set in A2D2's layout made by hand: small pictures with contents that a test can foretell."""
+"""A hand-made raw dataset in A2D2's layout: small pictures whose derived files a test can compute."""
 
 import json
 
@@ -12,7 +12,9 @@ SCENES = ("20180101_000000", "20180102_000000")
 VIEW = "front_center"
 ROAD, SKY = (255, 0, 255), (135, 206, 255)  # the label: sky above, road below
 ANGLE = -30.0  # of every frame, degrees: to the right
-POINTS = np.array([[10.0, 0.0, 0.0], [20.0, 2.0, -1.0], [40.0, -6.0, 3.0], [5.0, 30.0, 0.0]])  # the last: outside
+POINTS = np.array(
+    [[10.0, 0.0, 0.0], [20.0, 2.0, -1.0], [40.0, -6.0, 3.0], [5.0, 30.0, 0.0]]
+)  # the last is outside the picture
 CORNERS = np.array([[x, y, z] for x in (18.0, 22.0) for y in (-3.0, -1.0) for z in (-1.5, 0.0)])
 
 # front_center of docs/a2d2-format.md, section 8, whose pictures are 1920 x 1208
@@ -50,7 +52,7 @@ def draw_label():
 
 
 def draw_picture():
-    """Smooth, so that resampling and JPEG hardly change it."""
+    """A smooth picture, which resampling and JPEG hardly change."""
     row, column = np.mgrid[: RECORDED[1], : RECORDED[0]]
     return np.stack([column * 2, row * 3, column + row], axis=2).astype(np.uint8)
 
@@ -102,7 +104,7 @@ def _describe_bus(frame, timestamp):
 
 
 def write_raw_set(folder, frames=4):
-    """Write two scenes of that many frames, each with everything; return the raw root."""
+    """Write two scenes of `frames` frames with all kinds of files; return the folder of the raw dataset."""
     root = folder / "camera_lidar_semantic_bboxes"
     _write(root / "cams_lidars.json", _describe_calibration())
     picture, label, boxes = encode(draw_picture()), encode(draw_label()), _describe_boxes()

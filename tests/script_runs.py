@@ -1,4 +1,4 @@
-"""The preprocessing scripts started as a user starts them, and what they leave behind."""
+"""Runs the preprocessing scripts as a user does, and reads their output."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def start(script, data, out, *options, threads="2"):
 
 
 def finish(process):
-    """Exit code, and what was printed to both streams."""
+    """Wait for the process; return its exit code and what it printed to both streams."""
     printed = "".join(process.communicate(timeout=60))
     assert "Traceback" not in printed, printed
     return process.returncode, printed
@@ -50,7 +50,7 @@ def list_reasons(out, name, status="failed"):
 
 def wait_for(condition):
     deadline = time.monotonic() + 30
-    while not (answer := condition()):
+    while not (result := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    return answer
+    return result

@@ -42,7 +42,7 @@ def cameras(tmp_path):
     return load_calibration(path).cameras
 
 
-def test_sample_points_of_the_format_notes(cameras):
+def test_sample_points_of_the_format_page(cameras):
     recorded = [(0, 0), (480, 604), (960, 604), (1440, 604), (0, 604), (960, 0), (1919, 1207)]
     expected = [(-68.5, -86.7), (513.5, 609.8), (961.4, 611.2), (1408.8, 609.9), (0, 604.4), (961, 0), (1954.7, 1263)]
     found = cameras["front_center"].undistort(np.array(recorded, dtype=float))

@@ -1,4 +1,4 @@
-"""preprocessing/check.py: it finds what is there, and of planted defects exactly those that were planted."""
+"""preprocessing/check.py: it reports the content of a dataset, and exactly the defects that a test planted."""
 
 import json
 import os
@@ -37,7 +37,7 @@ from a2d2.checks.known import (
     UNMAPPED,
 )
 from a2d2.checks.plots import draw_angles, draw_boxes
-from a2d2.checks.raw_set import RawSet, bind_reader, blame_unit, open_set
+from a2d2.checks.raw_set import RawSet, bind_reader, mark_damaged, open_set
 from a2d2.checks.report import build_report
 from a2d2.classes import COLOUR_NAMES, OBJECT_CLASSES
 from a2d2.frames import VIEWS, Frame, bus_path, find_bus_root, list_frames, list_scenes
@@ -58,12 +58,12 @@ def run(*arguments):
 
 
 def check(root, **options):
-    """The report of a root, read in this process."""
+    """The report of a raw dataset, read in this process."""
     raw = open_set(root, **options)
     return build_report(raw, map(bind_reader(raw, False), raw.list_units()))
 
 
-def judge(report):
+def read_verdicts(report):
     return {check.name: check.verdict for check in report.checks}
 
 
@@ -80,12 +80,12 @@ def clean(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def verdicts(clean):
-    return judge(check(clean))
+    return read_verdicts(check(clean))
 
 
 @pytest.fixture
 def root(clean, tmp_path):
-    """A copy of the clean set, to break."""
+    """A copy of the clean dataset, which a test may damage."""
     return Path(shutil.copytree(clean.parent, tmp_path / "set")) / clean.name
 
 
@@ -101,7 +101,7 @@ def edit_npz(path, change):
 
 
 def edit_bus(root, change):
-    """Change every bus item of the set in place."""
+    """Change every bus item of the dataset in place."""
     bus_root = find_bus_root(root)
     for scene in list_scenes(bus_root):
         edit_json(bus_path(bus_root, scene), lambda items: [change(item) or item for item in items])
@@ -138,7 +138,7 @@ def test_a_clean_set_is_what_it_is(clean, verdicts, tmp_path):
         assert min(decode_rgb_png_of_plot(out / f"{name}.png").shape[:2]) > 400
     assert not list(out.glob(".*"))
 
-    # counted anew, pixel by pixel
+    # counted again, pixel by pixel
     pixels = Counter()
     for frame in list_frames(clean, "label"):
         colours, counts = np.unique(read_rgb_png(frame.path("label")).reshape(-1, 3), axis=0, return_counts=True)
@@ -256,7 +256,7 @@ def lose_points(root):
 
 
 def push_points_off(root):
-    """Points and their pixels together, so that the geometry holds."""
+    """Move points and their pixels together, so that the geometry stays consistent."""
     camera = load_calibration(root / "cams_lidars.json").cameras[VIEW]
 
     def push(arrays):
@@ -328,7 +328,7 @@ def flip_signs(root):
 
 
 def scatter_angles(root):
-    """Angles that have nothing to do with the drive."""
+    """Yaw rates that do not depend on the angle."""
     rng = np.random.default_rng(3)
 
     def scatter(item):
@@ -459,7 +459,7 @@ def turn_time_back(root):
     return {"lacking": [], "falling": [str(second)]}
 
 
-# what is planted -> the check that speaks of it, and others whose verdict it may change
+# function that plants a defect -> the check that must find it, and others whose verdict may change
 DEFECTS = {
     paint_labels: ("colours",),
     shift_rows: ("lidar_geometry",),
@@ -498,7 +498,7 @@ def test_a_planted_defect_is_found_and_nothing_else(root, verdicts, plant):
     expected = plant(root)
     report = check(root)
     name, *touched = DEFECTS[plant]
-    found = judge(report)
+    found = read_verdicts(report)
     assert found[name] == DIFFERS
     changed = {other for other in found if found[other] != verdicts[other]}
     assert changed <= {name, *touched}
@@ -516,7 +516,7 @@ def test_a_few_bad_boxes_are_named_but_no_failure(root, verdicts):
     frame = list_boxed(root)[0]
     edit_json(frame.path("label3D"), shift)
     report = check(root)
-    assert judge(report)["box_geometry"] == OK
+    assert read_verdicts(report)["box_geometry"] == OK
     assert details(report, "box_geometry")["beyond"] == {str(frame): 1}
 
 
@@ -545,7 +545,7 @@ def test_damaged_files_are_named_and_the_rest_is_checked(root, verdicts, tmp_pat
     damage(bus_path(find_bus_root(root), camera[0].scene), b"[{")
 
     done = run("--data", root, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stdout  # preprocessing names and skips such files, too
+    assert done.returncode == 0, done.stdout  # no failure: preprocessing reports and skips such files
     content = json.loads((tmp_path / "out" / root.name / "check.json").read_text())
     assert {row["file"] for row in content["damaged"]} == damaged.keys()
     assert all(row["reason"] for row in content["damaged"]) and len(content["damaged"]) == len(damaged)
@@ -583,8 +583,8 @@ def test_whatever_a_file_holds_reading_does_not_raise(root):
             data = bytearray(whole)
             at = int(rng.integers(len(data)))
             if path.suffix == ".json" and rng.random() < 0.7:
-                places = [i for i in range(len(data)) if data[i : i + 1] in b"0123456789[{" and data[i - 1] in b" :[,"]
-                at = int(rng.choice(places))
+                digits = [i for i in range(len(data)) if data[i : i + 1] in b"0123456789[{" and data[i - 1] in b" :[,"]
+                at = int(rng.choice(digits))
                 data[at : at + 1] = numbers[rng.integers(len(numbers))]
             elif rng.random() < 0.3:
                 data = data[:at]
@@ -603,7 +603,7 @@ def test_without_a_calibration_the_rest_is_checked(root, verdicts, content):
     path = root / "cams_lidars.json"
     path.unlink() if content is None else path.write_bytes(content)
     report = check(root)
-    found = judge(report)
+    found = read_verdicts(report)
     if content == b"{}":
         assert found["calibration"] == DIFFERS
     assert report.list_failed() == ["calibration"]
@@ -625,7 +625,7 @@ def test_a_frame_that_kills_its_worker_is_named(clean):
     units = raw.list_units()
     read = bind_reader(raw, False)
     scene, (frame, kinds) = units[0], units[-1]
-    facts = [blame_unit(unit, "killed") if unit in (units[0], units[-1]) else read(unit) for unit in units]
+    facts = [mark_damaged(unit, "killed") if unit in (units[0], units[-1]) else read(unit) for unit in units]
     damaged = build_report(raw, facts).describe()["damaged"]
     expected = {str(bus_path(raw.bus_root, scene)), *(str(frame.path(kind)) for kind in kinds)}
     assert {row["file"] for row in damaged} == expected and {row["reason"] for row in damaged} == {"killed"}
@@ -635,7 +635,7 @@ def test_a_frame_that_kills_its_worker_is_named(clean):
 
 
 def make_set(kind, files, cameras=None):
-    """A raw set that is only a listing: {(scene, view, id): kinds}."""
+    """A raw dataset that consists of a listing only: {(scene, view, id): kinds}."""
     index = {Frame(scene, view, f"{number:09d}"): frozenset(kinds) for (scene, view, number), kinds in files.items()}
     return RawSet(Path("raw"), kind, dict(sorted(index.items())), cameras or {}, "", None)
 
@@ -646,18 +646,18 @@ ALL_KINDS = ("camera", "camera_info", "label", "lidar", "label3D")
 def test_scenes_and_frames_are_compared_with_the_known_ones():
     files = {(scene, VIEW, number): ALL_KINDS for scene, frames in BOX_SCENES.items() for number in range(frames)}
     assert len(files) == 12497
-    whole = judge(build_report(make_set("boxes", files), []))
+    whole = read_verdicts(build_report(make_set("boxes", files), []))
     assert whole["scenes"] == whole["frame_counts"] == whole["complete_frames"] == OK
 
     part = {key: kinds for key, kinds in files.items() if key[0] in ("20181204_170238", "20181107_133258")}
     report = build_report(make_set("boxes", part), [])
-    assert judge(report)["scenes"] == NOT_CHECKABLE and judge(report)["frame_counts"] == OK
+    assert read_verdicts(report)["scenes"] == NOT_CHECKABLE and read_verdicts(report)["frame_counts"] == OK
     assert len(details(report, "scenes")["absent"]) == 16
 
     del part["20181204_170238", VIEW, 5]
     part["20181107_133258", VIEW, 7] = ("camera", "label3D")
     report = build_report(make_set("boxes", part), [])
-    assert judge(report)["frame_counts"] == DIFFERS
+    assert read_verdicts(report)["frame_counts"] == DIFFERS
     assert details(report, "frame_counts")["scenes"] == {
         "20181107_133258": {
             "known": 117,
@@ -672,17 +672,17 @@ def test_scenes_and_frames_are_compared_with_the_known_ones():
     without = details(report, "complete_frames")["without"]
     assert without == {kind: ["20181107_133258/front_center/000000007"] for kind in ("camera_info", "label", "lidar")}
 
-    # a kind that was left out as a whole is no difference in each scene
+    # a kind of file that the whole dataset lacks is no difference
     images = dict.fromkeys(files, ("camera", "label3D"))
-    assert judge(build_report(make_set("boxes", images), []))["frame_counts"] == OK
+    assert read_verdicts(build_report(make_set("boxes", images), []))["frame_counts"] == OK
 
     files["20200101_000000", VIEW, 1] = ALL_KINDS
     report = build_report(make_set("boxes", files), [])
-    assert judge(report)["scenes"] == DIFFERS and details(report, "scenes")["foreign"] == ["20200101_000000"]
+    assert read_verdicts(report)["scenes"] == DIFFERS and details(report, "scenes")["foreign"] == ["20200101_000000"]
 
 
 def make_semantic_files():
-    """A listing with all sums of docs/a2d2-format.md; how frames spread over other scenes is not known."""
+    """A listing with all sums of docs/a2d2-format.md; the numbers of the other scenes are invented."""
     numbers = dict.fromkeys(BARE_SCENES, 1398)
     numbers |= {"20181108_084007": 2000, "20181108_091945": 2500, "20181108_103155": 2003}
     numbers |= {"20181016_125231": 893, "20181204_170238": 7332 - 2000 - 893}
@@ -708,8 +708,8 @@ def test_the_semantic_set_is_compared_by_its_sums():
     report = build_report(make_set("semantic", files), [])
     sums = details(report, "frame_counts")["sums"]
     assert {name: row["found"] for name, row in sums.items()} == {name: row["known"] for name, row in sums.items()}
-    assert len(sums) == 8 and judge(report)["frame_counts"] == judge(report)["scenes"] == OK
-    assert judge(report)["complete_frames"] == OK  # two scenes have neither lidar nor camera JSON, as known
+    assert len(sums) == 8 and read_verdicts(report)["frame_counts"] == read_verdicts(report)["scenes"] == OK
+    assert read_verdicts(report)["complete_frames"] == OK  # two scenes have neither lidar nor camera JSON, as known
 
     few = {key: kinds for key, kinds in files.items() if key[0] in BARE_SCENES}
     report = build_report(make_set("semantic", few), [])
@@ -717,11 +717,11 @@ def test_the_semantic_set_is_compared_by_its_sums():
     del few[next(iter(few))]
     report = build_report(make_set("semantic", few), [])
     assert details(report, "frame_counts")["sums"] == {"the scenes without lidar": {"found": 2795, "known": 2796}}
-    assert judge(report)["frame_counts"] == DIFFERS and judge(report)["scenes"] == NOT_CHECKABLE
+    assert read_verdicts(report)["frame_counts"] == DIFFERS and read_verdicts(report)["scenes"] == NOT_CHECKABLE
 
 
 def make_regression_scene():
-    """893 frames with all that is known of the boxes of that scene, made up otherwise."""
+    """893 frames with all known numbers of that scene's boxes; everything else is invented."""
     copies = [10] + [5] * 18 + [4] * 19  # 138 surplus boxes in 38 frames
     sizes = copies + [19] + [4] * 689 + [3] * 165
     assert sum(sizes) == 3446 and len(sizes) == 893
@@ -758,22 +758,22 @@ def test_the_regression_scene_has_exactly_the_known_boxes():
     frames = make_regression_scene()
     raw = make_set("boxes", {(REGRESSION_SCENE, VIEW, int(facts.frame.id)): ALL_KINDS for facts in frames})
 
-    def judge_scene(facts, listing=raw):
+    def check_scene(facts, listing=raw):
         report = build_report(listing, facts)
         return next(check for check in report.checks if check.name == "box_regression")
 
-    assert judge_scene(frames).verdict == OK, judge_scene(frames).found
-    assert judge_scene(frames[::2]).verdict == NOT_CHECKABLE
+    assert check_scene(frames).verdict == OK, check_scene(frames).found
+    assert check_scene(frames[::2]).verdict == NOT_CHECKABLE
     part = {(REGRESSION_SCENE, VIEW, int(facts.frame.id)): ALL_KINDS for facts in frames[1:]}
-    assert judge_scene(frames[1:], make_set("boxes", part)).verdict == NOT_CHECKABLE
+    assert check_scene(frames[1:], make_set("boxes", part)).verdict == NOT_CHECKABLE
 
     frames[500].boxes[0] = frames[500].boxes[0]._replace(label="Bus")
     was = make_regression_scene()[500].boxes[0].label
-    found = judge_scene(frames)
+    found = check_scene(frames)
     assert found.verdict == DIFFERS and "Bus: 187, known: 186" in found.found and f"{was}: " in found.found
     frames = make_regression_scene()
     frames[0].boxes.pop()
-    found = judge_scene(frames).found
+    found = check_scene(frames).found
     assert "boxes: 3445, known: 3446" in found and "surplus duplicates: 137, known: 138" in found
     assert "most copies of a box: 9, known: 10" in found
 
@@ -784,37 +784,41 @@ def test_files_without_row_are_compared_with_the_known_fifteen():
     whole = [Frame(scene, VIEW, f"{number:09d}") for scene in UNMAPPED for number in range(1000, 1010)]
     arrays = dict.fromkeys(("points", "row", "col", "depth"), "float64")
 
-    def judge_frames(kind, frames, lacking):
+    def check_frames(kind, frames, lacking):
         raw = make_set(kind, {(frame.scene, frame.view, int(frame.id)): ALL_KINDS for frame in frames})
         facts = [
             FrameFacts(frame, lidar=LidarFacts({"points": "float64"} if frame in lacking else arrays, 9000, 0))
             for frame in frames
         ]
         report = build_report(raw, facts)
-        return judge(report)["lidar_unmapped"], details(report, "lidar_unmapped"), judge(report)["lidar_mapped"]
+        return (
+            read_verdicts(report)["lidar_unmapped"],
+            details(report, "lidar_unmapped"),
+            read_verdicts(report)["lidar_mapped"],
+        )
 
     frames = [*known, *whole]
-    assert judge_frames("boxes", frames, known)[0] == OK
-    assert judge_frames("boxes", whole, [])[0] == OK  # none of the 15 is here
-    verdict, found, _ = judge_frames("boxes", frames, known[1:])
+    assert check_frames("boxes", frames, known)[0] == OK
+    assert check_frames("boxes", whole, [])[0] == OK  # none of the 15 is in this dataset
+    verdict, found, _ = check_frames("boxes", frames, known[1:])
     assert verdict == DIFFERS and found["known_but_whole"] == [str(known[0])] and found["not_known"] == []
-    verdict, found, _ = judge_frames("boxes", frames, [*known, whole[3]])
+    verdict, found, _ = check_frames("boxes", frames, [*known, whole[3]])
     assert verdict == DIFFERS and found["known_but_whole"] == [] and found["not_known"] == [str(whole[3])]
-    # the semantic set has more such files, of which there is no list
-    assert judge_frames("semantic", frames, [*known, whole[3]])[0] == OK
-    assert judge_frames("semantic", frames, known[1:])[0] == DIFFERS
-    assert [judge_frames("boxes", whole, whole[:some])[2] for some in (19, 20)] == [OK, DIFFERS]
+    # the semantic set has more such files, which are not listed
+    assert check_frames("semantic", frames, [*known, whole[3]])[0] == OK
+    assert check_frames("semantic", frames, known[1:])[0] == DIFFERS
+    assert [check_frames("boxes", whole, whole[:some])[2] for some in (19, 20)] == [OK, DIFFERS]
 
 
 def test_only_turns_of_a_moving_car_tell_the_sign():
-    """Standing or parking, the wheel turns and the car does not."""
+    """The wheel of a standing or parking car turns, but the car does not."""
     turns = {f"fast {angle}": Turn(float(angle), 30.0, 0.2 * angle) for angle in range(-10, 11)}
     turns |= {f"slow {angle}": Turn(float(angle * 50), 9.0, -0.1 * angle) for angle in range(-10, 11)}
-    moments = dict.fromkeys(turns)
+    timestamps = dict.fromkeys(turns)
     signals = Counter(dict.fromkeys((ANGLE, f"{ANGLE}_sign", "vehicle_speed", YAW_RATE), len(turns)))
     raw = replace(make_set("boxes", {("20180807_145028", VIEW, 1): ALL_KINDS}), bus_root=Path("bus"))
-    report = build_report(raw, [BusFacts("20180807_145028", moments=moments, signals=signals, turns=turns)])
-    assert judge(report)["bus_sign"] == OK
+    report = build_report(raw, [BusFacts("20180807_145028", timestamps=timestamps, signals=signals, turns=turns)])
+    assert read_verdicts(report)["bus_sign"] == OK
     assert details(report, "bus_sign")["r"] == pytest.approx(1) and details(report, "bus_sign")["frames"] == 21
 
 
@@ -838,7 +842,7 @@ def test_a_set_with_six_cameras_is_checked_with_each_camera(root, tmp_path):
         np.savez(frame.path("lidar"), points=points, row=row, col=column, depth=points[:, 0])
     report = check(data)
     assert report.raw.kind == "semantic" and report.list_failed() == []
-    assert judge(report)["lidar_geometry"] == OK and judge(report)["box_geometry"] == NOT_CHECKABLE
+    assert read_verdicts(report)["lidar_geometry"] == OK and read_verdicts(report)["box_geometry"] == NOT_CHECKABLE
     assert {row["view"] for row in report.list_counts()} == set(VIEWS)
     without = details(report, "complete_frames")["without"]
     assert "label3D" not in without
@@ -856,14 +860,14 @@ def test_bus_signals_are_found_in_either_layout(clean, root, verdicts):
     for scene in list_scenes(folder):
         (folder / scene).rename(root.parent / scene)
     folder.rmdir()
-    assert judge(check(root)) == verdicts  # bare, beside the raw root
+    assert read_verdicts(check(root)) == verdicts  # scene folders beside the raw dataset
     for scene in list_scenes(root.parent):
         shutil.move(root.parent / scene / "bus", root / scene / "bus")
         (root.parent / scene).rmdir()
-    assert judge(check(root)) == verdicts  # among the raw scenes
+    assert read_verdicts(check(root)) == verdicts  # in the scene folders of the raw dataset
     for scene in list_scenes(root):
         shutil.rmtree(root / scene / "bus")
-    found = judge(check(root))
+    found = read_verdicts(check(root))
     assert all(found[name] == NOT_CHECKABLE for name in found if name.startswith("bus_"))
 
 
@@ -874,8 +878,8 @@ def test_the_hand_made_set_gives_its_own_numbers(tmp_path):
     assert details(report, "bus_sentinels") == {"sentinels": 6, "samples": 18}
     assert details(report, "bus_samples")["lengths"] == {3: 6}
     assert details(report, "lidar_range")["farther_off"] == {str(frame): 1 for frame in report.raw.index}
-    assert judge(report)["bus_sign"] == NOT_CHECKABLE  # an angle that never changes goes with nothing
-    assert judge(report)["bus_motion"] == DIFFERS  # it has no yaw rate
+    assert read_verdicts(report)["bus_sign"] == NOT_CHECKABLE  # an angle that never changes has no correlation
+    assert read_verdicts(report)["bus_motion"] == DIFFERS  # there is no yaw rate
     assert report.list_failed() == []
 
 
@@ -883,7 +887,9 @@ def test_a_sample_of_frames_is_said_to_be_one(clean):
     report = check(clean, every=3)
     assert len(report.frames) == -(-len(report.raw.index) // 3)
     assert "of one frame in 3" in next(check.found for check in report.checks if check.name == "readable")
-    assert judge(report)["complete_frames"] == judge(check(clean))["complete_frames"]  # listing is never sampled
+    assert (
+        read_verdicts(report)["complete_frames"] == read_verdicts(check(clean))["complete_frames"]
+    )  # listing reads no files, so it covers all frames
 
 
 def test_many_turns_and_boxes_are_drawn_as_densities():
@@ -930,7 +936,7 @@ def test_reports_lie_beside_the_raw_root_by_default(root):
     assert angles.is_file()
     shutil.rmtree(root.parent / "camera_lidar_semantic_bus")
     run("--data", root, "--sample", "5")
-    assert not angles.exists()  # a picture of an earlier run would tell of data that are not there
+    assert not angles.exists()  # the plot of an earlier run would show data that no longer exist
 
 
 def test_the_script_starts_without_torch_and_matplotlib():

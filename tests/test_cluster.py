@@ -45,9 +45,9 @@ def find_process(unit):
 
 
 def test_units_go_to_both_workers(cluster):
-    answers = dict(map_units(find_process, range(40), cluster.scheduler_address))
-    assert set(answers) == set(range(40))
-    assert len(set(answers.values())) == 2 and os.getpid() not in answers.values()
+    results = dict(map_units(find_process, range(40), cluster.scheduler_address))
+    assert set(results) == set(range(40))
+    assert len(set(results.values())) == 2 and os.getpid() not in results.values()
 
 
 def die_or_square(number, victim):
@@ -67,11 +67,11 @@ def test_a_frame_that_kills_its_workers_is_named_and_the_others_done(cluster):
 
 def test_nobody_at_the_address_is_one_line(raw, tmp_path):
     code, printed = run("camera", raw, tmp_path, "--cluster", "tcp://127.0.0.1:9")
-    assert code == 1 and "no dask scheduler answers at 'tcp://127.0.0.1:9'" in printed and "dask worker" in printed
+    assert code == 1 and "no dask scheduler responds at 'tcp://127.0.0.1:9'" in printed and "dask worker" in printed
 
 
 def test_threads_of_one_worker_do_not_mix_their_labels(raw):
-    """`dask worker` runs several threads in one process unless it is told otherwise."""
+    """By default `dask worker` runs several threads in one process."""
     (camera,) = load_calibration(raw / "cams_lidars.json").cameras.values()
     camera = camera.resize((1024, 640))
     width, height = camera.recorded_size

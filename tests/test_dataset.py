@@ -1,4 +1,4 @@
-"""The sample key by key, what an augmentation does to all of it at once, and roots that cannot be used."""
+"""The sample key by key, augmentation of image and targets together, and datasets that cannot be used."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_labelled_says_which_files_are_there_and_blanks_collate(root):
         for name, task in dataset.tasks.items():
             if not frame.path(KINDS[name]).is_file():
                 assert are_equal(dataset[row]["targets"][name], task.blank(SIZE))
-    # a frame known to be empty is labelled, and its target is that of a frame nobody looked at
+    # a frame that is labelled as empty has a label, but its target equals that of a frame without a label
     empty = batch["frame"].index("20180102_000000/front_center/000000004")
     assert batch["labelled"]["detection"][empty] and (batch["targets"]["detection"]["classes"][empty] == -1).all()
 
@@ -86,9 +86,9 @@ def test_an_augmented_sample_depends_on_its_seed_alone(root):
     assert all(are_equal(first[i, i, NAMES], second[i, i, NAMES]) for i in range(len(first)))
     variants = [first[0, seed, NAMES] for seed in range(6)]
     assert not any(are_equal(variants[0], other) for other in variants[1:])
-    # which labels a frame brings does not change what its image looks like
+    # the image does not depend on which labels are loaded
     assert torch.equal(first[0, 3, ("depth",)]["image"], first[0, 3, NAMES]["image"])
-    # without a seed nothing is thrown
+    # without a seed nothing is random
     assert are_equal(first[0], open_root(root)[0])
 
 
@@ -171,5 +171,5 @@ def test_a_cut_off_file_is_named_and_never_a_label(kind, tmp_path):
 def test_an_image_of_another_size_than_its_root_is_named(tmp_path):
     write_root(tmp_path)
     write_identity(tmp_path, size=(96, 64))
-    with pytest.raises(DatasetError, match=r"000000001\.jpg is 64x64, its root 96x64"):
+    with pytest.raises(DatasetError, match=r"000000001\.jpg is 64x64, its dataset 96x64"):
         open_root(tmp_path)[0]

@@ -1,4 +1,5 @@
-"""get_data.sh against a server that cuts, refuses, lies and serves hostile archives (fault table, rows 1 to 5)."""
+"""get_data.sh with a server that breaks connections, refuses, sends wrong content and hostile archives (docs/faults.md,
+rows 1 to 5)."""
 
 import hashlib
 import io
@@ -23,7 +24,7 @@ from a2d2.download import archives, transfer
 from a2d2.download.__main__ import main
 from a2d2.download.archives import list_members
 from a2d2.download.errors import DownloadError
-from a2d2.download.files import hold_folder
+from a2d2.download.files import lock_folder
 from a2d2.download.progress import format_bytes
 from a2d2.download.sets import MARKER
 from a2d2.download.transfer import BLOCK, OVERLAP
@@ -36,10 +37,10 @@ PAGE = b"<!DOCTYPE html><html><title>503 Service Unavailable</title>" + b"x" * 1
 
 
 class Bucket(ThreadingHTTPServer):
-    """Serves `files` (path -> bytes), one fault of `faults` a request, and lists the paths as S3 does."""
+    """Serves `files` (path -> bytes), with the next fault of `faults` for each request, and lists paths as S3 does."""
 
     daemon_threads = True
-    # The default backlog of five drops connections when eight threads knock at once.
+    # The default backlog of five drops connections when eight threads connect at once.
     request_queue_size = 64
 
     def __init__(self):
@@ -60,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self, status, body, headers=(), announced=None):
+    def respond(self, status, body, headers=(), announced=None):
         self.send_response(status)
         for name, value in (
             *headers,
@@ -82,25 +83,25 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.faults and path in self.server.files:
             fault = self.server.faults.pop(0)
         if fault == "503":
-            return self.answer(503, PAGE)
+            return self.respond(503, PAGE)
         if fault == "page":
-            return self.answer(200, PAGE)
+            return self.respond(200, PAGE)
         if path not in self.server.files:
-            return self.answer(404, PAGE)
+            return self.respond(404, PAGE)
         body, status, headers = self.server.files[path], 200, []
         if wanted and not self.server.ignores_ranges:
             start = int(wanted[len("bytes=") : -1])
             if start >= len(body):
-                return self.answer(416, b"")
+                return self.respond(416, b"")
             status, headers = 206, [("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")]
             body = body[start:]
         if fault == "cut":
-            return self.answer(status, body[: len(body) * 2 // 5], headers, len(body))
+            return self.respond(status, body[: len(body) * 2 // 5], headers, len(body))
         if fault == "stall":
-            self.answer(status, body[: len(body) * 2 // 5], headers, len(body))
+            self.respond(status, body[: len(body) * 2 // 5], headers, len(body))
             self.server.resume.wait(20)
             return None
-        return self.answer(status, body, headers)
+        return self.respond(status, body, headers)
 
     def list_objects(self, query):
         keys = sorted(key for key in self.server.files if key.startswith(query["prefix"][0]))
@@ -115,12 +116,12 @@ class Handler(BaseHTTPRequestHandler):
             '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}</ListBucketResult>"
         )
-        return self.answer(200, body.encode())
+        return self.respond(200, body.encode())
 
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """A server that both locations point to, and retries without waiting."""
+    """A server to which both environment variables point; retries do not wait."""
     server = Bucket()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -141,7 +142,7 @@ def make_tar(files: dict, form: int = tarfile.GNU_FORMAT) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, content in files.items():
             if isinstance(content, tarfile.TarInfo):
-                # The header alone: addfile would refuse what must be in here.
+                # Write the header only, because addfile refuses such members.
                 buffer.write(content.tobuf(form))
                 continue
             member = tarfile.TarInfo(name)
@@ -152,7 +153,7 @@ def make_tar(files: dict, form: int = tarfile.GNU_FORMAT) -> bytes:
 
 
 def make_scene(frames: int = 4, size: int = 20_000) -> dict[str, bytes]:
-    """{path below the boxes folder: bytes} of a few files that look like A2D2's."""
+    """{path below the boxes folder: bytes} of a few files with names of A2D2."""
     source = random.Random(1)
     stem = SCENE.replace("_", "")
     names = [f"{SCENE}/camera/cam_front_center/{stem}_camera_frontcenter_{i:09d}.png" for i in range(frames)]
@@ -160,12 +161,12 @@ def make_scene(frames: int = 4, size: int = 20_000) -> dict[str, bytes]:
 
 
 def wrap(files: dict[str, bytes]) -> bytes:
-    """The archive of the boxes set, with its wrapper folder."""
+    """The archive of the boxes set, with its top-level folder."""
     return make_tar({f"{BOXES}/": b"", **{f"{BOXES}/{name}": content for name, content in files.items()}})
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """{relative path: bytes} of everything below a folder but the marker."""
+    """{relative path: bytes} of all files below a folder except the marker."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -174,7 +175,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 def get(into: Path, *arguments: str) -> int:
-    """What `sh get_data.sh` returns, in this process."""
+    """Run `sh get_data.sh` in this process; return its exit code."""
     return main([*arguments, "--into", str(into)])
 
 
@@ -194,7 +195,7 @@ def test_default_parts_arrive_in_the_layout_that_the_index_expects(bucket, tmp_p
     asked = len(bucket.requests)
     assert get(tmp_path, "--verify") == 0
     assert get(tmp_path) == 0
-    assert len(bucket.requests) == asked, "what is here is neither fetched nor unpacked again"
+    assert len(bucket.requests) == asked, "complete parts are neither fetched nor unpacked again"
     assert f"boxes: {len(boxes)} files" in capsys.readouterr().out
 
 
@@ -221,7 +222,7 @@ def test_delete_archives_keeps_the_tree_and_fetches_nothing_again(bucket, tmp_pa
 def test_a_connection_that_is_cut_again_and_again_is_resumed(bucket, tmp_path):
     archive = wrap(make_scene())
     bucket.files[f"{BOXES}.tar"] = archive
-    # More cuts than tries in a row, but each brings something, after refusals that bring nothing.
+    # More broken connections than tries in a row, but each of them fetches some bytes.
     bucket.faults = ["cut", "503", "503", "cut", "cut", "503", "cut", "cut", "cut"]
     assert get(tmp_path, "boxes") == 0
     assert (tmp_path / f"archives/{BOXES}.tar").read_bytes() == archive
@@ -363,7 +364,7 @@ def make_link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
 
 
 def make_negative(name: str) -> tarfile.TarInfo:
-    """A member whose size leads back to its own header: older tarfile modules then read it for ever."""
+    """A member whose size leads back to its own header: older tarfile modules read it in an endless loop."""
     member = tarfile.TarInfo(name)
     member.size = -BLOCK
     return member
@@ -405,7 +406,7 @@ def test_an_archive_that_is_not_a2d2_is_refused(bucket, tmp_path, capsys):
 def test_an_archive_cut_at_any_block_is_refused(tmp_path):
     archive = wrap(make_scene(2, 700))
     path = tmp_path / "boxes.tar"
-    # The zeros at the end fill up a record; the first of them is what makes the archive whole.
+    # The zeros at the end fill a record; the archive is complete with the first block of them.
     end = len(archive.rstrip(b"\0"))
     for length in range(0, end, 256):
         path.write_bytes(archive[:length])
@@ -513,7 +514,7 @@ def test_the_calibration_of_the_boxes_set_serves_where_there_is_no_other(bucket,
 def test_two_runs_at_once_do_not_write_the_same_folder(bucket, tmp_path, capsys):
     bucket.files["cams_lidars.json"] = b"{}"
     (tmp_path / "archives").mkdir()
-    lock = hold_folder(tmp_path / "archives")
+    lock = lock_folder(tmp_path / "archives")
     assert get(tmp_path, "calibration") == 1
     assert "another get_data.sh" in capsys.readouterr().err
     os.close(lock)
@@ -541,7 +542,7 @@ def start_script(into: Path, *arguments: str) -> subprocess.Popen:
 
 @pytest.fixture
 def heeded_interrupts():
-    """Ctrl-C reaches the programs that a test starts, even where the tests run in the background without it."""
+    """Programs that a test starts receive SIGINT, even if the tests run in the background, where it is ignored."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
@@ -600,7 +601,7 @@ def test_an_unpacking_killed_at_any_step_ends_with_the_tree_of_a_clean_run(bucke
     (tmp_path / "archives").mkdir()
     (tmp_path / f"archives/{BOXES}.tar").write_bytes(bucket.files[f"{BOXES}.tar"])
     codes, source = [], random.Random(0)
-    # The first step of every run is one that an earlier run could not finish, so each gets some way.
+    # A run is killed at its second step or later, so each run completes at least one step.
     while 0 not in codes:
         limit = source.randint(2, 6)
         command = [sys.executable, "-c", KILL_AT, str(ROOT), str(limit), "boxes", "--into", str(tmp_path)]

@@ -1,6 +1,6 @@
 """Faults that preprocessing survives: killed at any moment, a full disk, two runs at once, foreign names.
 
-docs/faults.md lists all faults that the project promises to survive, each with its test.
+docs/faults.md lists these faults, each with its test.
 """
 
 import ast
@@ -35,7 +35,7 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(raw, tmp_path_factory):
-    """What all five scripts write when nothing happens to them."""
+    """The files that all five scripts write without a fault."""
     out = tmp_path_factory.mktemp("undisturbed")
     for script in SCRIPTS:
         assert run(script, raw, out)[0] == 0
@@ -47,7 +47,7 @@ def test_killed_twenty_times_at_random_moments_the_files_are_those_of_an_undistu
     interrupted = 0
     for number in range(20):
         script = SCRIPTS[number % len(SCRIPTS)]
-        # a finished kind is no longer at risk: take away some of its files, as if they had never been made
+        # a finished kind would not be written again, so delete half of its files
         done = list_frames(tmp_path, PRODUCES[script])
         for frame in rng.sample(done, len(done) // 2):
             frame.path(PRODUCES[script]).unlink()
@@ -60,10 +60,10 @@ def test_killed_twenty_times_at_random_moments_the_files_are_those_of_an_undistu
         interrupted += process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        # whatever has its final name is whole
+        # every file with its final name is complete
         found = {name: data for name, data in read_tree(tmp_path).items() if not Path(name).name.startswith(".")}
         assert all(undisturbed[name] == data for name, data in found.items() if name != "dataset.json")
-    assert interrupted >= 10  # else the kills came too late to mean anything
+    assert interrupted >= 10  # else most kills came too late
     for script in SCRIPTS:
         assert run(script, raw, tmp_path)[0] == 0
     assert read_tree(tmp_path).keys() == undisturbed.keys()  # nothing is left over
@@ -79,7 +79,7 @@ def test_two_runs_at_once_leave_what_one_leaves(raw, undisturbed, tmp_path):
 
 @functools.cache
 def find_namespace():
-    """The command that gives a process mounts of its own, as root or in a user namespace; None where there is none."""
+    """The command that runs a process with its own mounts, as root or in a user namespace; None if neither works."""
     for command in (["unshare", "-m"], ["unshare", "-rm"]):
         trial = [*command, "sh", "-c", "mount -t tmpfs -o size=64k none /mnt"]
         try:
@@ -132,7 +132,7 @@ def fill_disk(frame, recipe):
 
 
 def test_a_full_disk_stops_the_run_in_one_line(raw, tmp_path, capsys):
-    """The same without a small file system: the disk's answer is played."""
+    """The same without a small file system: the error is raised by a stub."""
     arguments = Namespace(
         data=raw, out=tmp_path, size=SIZE, view=VIEW, threads=1, shard=(1, 1), overwrite=False, strict=False
     )
@@ -152,7 +152,7 @@ def list_sources():
 
 
 def test_nothing_writes_through_a_memory_map():
-    """On a full disk a memory map kills its process by SIGBUS, which no error handling sees."""
+    """On a full disk, a write to a memory map kills its process with SIGBUS, which cannot be handled as an error."""
     for path in list_sources():
         names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert not names & {"memmap", "open_memmap", "mmap"}, path

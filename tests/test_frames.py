@@ -1,4 +1,4 @@
-"""Frames: the rule that names files, and the index of what is there."""
+"""Frames: the rule that names files, and the index of the files on disk."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Derived labels against the exact geometry of synthetic scenes: lidar, picture and boxes meet in one view."""
+"""Derived labels against the exact geometry of synthetic scenes: lidar, picture and boxes agree in one view."""
 
 import json
 
@@ -34,9 +34,9 @@ def test_scanned_points_lie_on_the_scene(calibration, camera):
     moment = build_world(3, 1, 2).moment(0)
     scan = scan_lidars(moment, calibration, camera, step=1.0)
     pixels = camera.project(scan["points"])
-    truth = measure_depth(moment, camera, pixels)
-    error = scan["points"][:, 0] - truth
-    # nothing is in front of what the camera sees; parallax lets some points lie behind it
+    ground_truth = measure_depth(moment, camera, pixels)
+    error = scan["points"][:, 0] - ground_truth
+    # no point is in front of the surface that the camera sees; by parallax, some points are behind it
     assert (error > -0.15).mean() > 0.99
     assert (np.abs(error) < 0.15).mean() > 0.8
 
@@ -61,9 +61,9 @@ def test_derived_depth_is_the_scenes_within_the_pixels_footprint(calibration, ca
 
 
 @pytest.mark.parametrize("kind, label", [("VanSUV", "Car"), ("Truck", "Truck")])
-@pytest.mark.parametrize("place", [(9.0, 0.5, 0.3), (15.0, -4.0, -0.5), (30.0, 6.0, 2.0)])
-def test_a_lone_vehicle_fills_its_box(camera, kind, label, place):
-    forward, left, yaw = place
+@pytest.mark.parametrize("pose", [(9.0, 0.5, 0.3), (15.0, -4.0, -0.5), (30.0, 6.0, 2.0)])
+def test_a_lone_vehicle_fills_its_box(camera, kind, label, pose):
+    forward, left, yaw = pose
     actor = draw_actor(np.random.default_rng(5), kind, 1, forward, left)
     moment = build_lone_moment(actor, yaw)
     _, picture, shown = render_camera(moment, camera)

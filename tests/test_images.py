@@ -1,4 +1,4 @@
-"""Reading refuses what is not whole; writing leaves a whole file or none."""
+"""Readers refuse incomplete files; writers leave a complete file or none."""
 
 import errno
 import os
@@ -68,7 +68,7 @@ def test_a_damaged_png_is_refused_wherever_the_damage_is(tmp_path, kind):
         except ImageError:
             refused += 1
         else:
-            assert (found == image).all()  # what was hurt is no part of the pixels
+            assert (found == image).all()  # the damage does not affect the pixels
     assert refused > 0.8 * len(cuts + flips)
 
 
@@ -131,7 +131,7 @@ def test_only_what_nobody_writes_any_more_is_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     zombie = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # ended, its exit code not yet fetched
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # a zombie: ended, but not yet waited for
     names = {
         f".a.png.{host}.{dead.pid}.partial": False,
         f".b.png.{host}.{zombie.pid}.partial": False,

@@ -1,4 +1,4 @@
-"""Lidar, boxes and bus: from a raw file's content to a derived one, against plain calculations of the same thing."""
+"""Lidar, boxes and bus: derived content of raw files, compared with a simple computation of the same."""
 
 import json
 
@@ -29,9 +29,9 @@ def splat(points, full=FULL, derived=DERIVED):
 
 
 def test_the_nearest_point_of_a_pixel_wins_whatever_the_order():
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     # few pixels and many points, some outside and some too far
-    points = random.uniform((-5, -5, 0), (105, 205, 300), (5000, 3))
+    points = rng.uniform((-5, -5, 0), (105, 205, 300), (5000, 3))
     expected = np.zeros((5, 10), dtype=np.uint16)
     for row, column, depth in points:
         y, x = int(np.floor((row + 0.5) / 20)), int(np.floor((column + 0.5) / 20))
@@ -40,7 +40,7 @@ def test_the_nearest_point_of_a_pixel_wins_whatever_the_order():
             expected[y, x] = value
     assert (expected > 0).all()
     for _ in range(3):
-        assert (splat(random.permutation(points), derived=(10, 5)) == expected).all()
+        assert (splat(rng.permutation(points), derived=(10, 5)) == expected).all()
 
 
 def test_pixel_centres_are_at_integers():
@@ -53,7 +53,7 @@ def test_pixel_centres_are_at_integers():
 def test_depths_that_cannot_be_stored_are_dropped_and_not_wrapped():
     assert not splat([(0, 0, 0), (4, 4, -5), (8, 8, 0.001), (12, 12, 256), (16, 16, 1e9)]).any()
     assert splat([(0, 0, 65535 / 256)])[0, 0] == 65535 and splat([(0, 0, 1 / 256)])[0, 0] == 1
-    # neither does one hide what lies behind it
+    # a dropped point does not hide points behind it
     assert splat([(0, 0, 0), (0, 0, -5), (0, 0, 50)])[0, 0] == 50 * 256
 
 
@@ -149,11 +149,11 @@ def test_what_is_behind_the_camera_does_not_count():
     behind = make_corners((-14.0, -1.0, -1.0), (-10.0, 1.0, 1.0))
     assert find_hull(behind, CAMERA) is None
     assert convert_boxes([make_entry(behind)], CAMERA, DERIVED) == []
-    # a lorry alongside, from behind the camera to ahead of it: from its far end to the picture's right border
+    # a lorry beside the car, which begins behind the camera: the box goes from its far end to the right border
     beside = make_corners((-5.0, -4.0, -1.0), (8.0, -2.0, 2.0))
     (box,) = convert_boxes([make_entry(beside)], CAMERA, DERIVED)
     assert box["box"] == [50 + 50 * 2 / 8, 0, 100, 50]
-    # as many points of the lorry's part ahead project into the hull, and touch it at its far end
+    # random points of the lorry in front of the camera project into the hull
     points = np.random.default_rng(0).uniform((NEAR_METRES, -4, -1), (8, -2, 2), (2000, 3))
     hull, pixels = find_hull(beside, CAMERA), CAMERA.project(points)
     assert (pixels >= hull[:2]).all() and (pixels <= hull[2:]).all()
@@ -256,7 +256,7 @@ def test_the_speed_is_that_of_the_moment():
     assert convert_steering(item)["speed_kmh"] == 30
 
 
-def test_items_are_found_by_name_and_not_by_place(tmp_path):
+def test_items_are_found_by_name_and_not_by_index(tmp_path):
     path = tmp_path / "bus.json"
     first, second = make_item([], []) | {"frame_name": "b.json"}, make_item([], []) | {"frame_name": "a.json"}
     path.write_text(json.dumps([first, {"no": "name"}, "no item", second]))

@@ -1,4 +1,4 @@
-"""The preprocessing scripts as a user runs them, on a small raw set and on damaged copies of it."""
+"""The preprocessing scripts as a user runs them, on a small raw dataset and on damaged copies of it."""
 
 import errno
 import json
@@ -28,13 +28,13 @@ def raw(tmp_path_factory):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A set of the test's own, to break."""
+    """A raw dataset that the test may damage."""
     return write_raw_set(tmp_path / "raw")
 
 
 @pytest.fixture(scope="module")
 def derived(raw, tmp_path_factory):
-    """All kinds, by seven programs started at once: each script, and two of them twice."""
+    """A preprocessed dataset with all kinds, by seven processes at once: each script, and two of them twice."""
     out = tmp_path_factory.mktemp("derived") / "out"
     for process in [start(script, raw, out, threads="1") for script in (*SCRIPTS, "camera", "steering_angle")]:
         code, printed = finish(process)
@@ -48,7 +48,7 @@ def test_the_derived_files_hold_what_was_recorded(raw, derived):
         assert list_frames(derived, kind) == raw_frames
     frame = raw_frames[0].under(derived)
 
-    # the lens hardly moves the middle; the picture is 2 x column, 3 x row, column + row there
+    # the lens hardly shifts the middle, where the picture is 2 x column, 3 x row, column + row
     middle = read_image(frame.path("image"))[16, 24].astype(int)
     assert np.abs(middle - (2 * 48.5, 3 * 32.5, 81)).max() <= 6
 
@@ -96,9 +96,9 @@ def test_shards_write_what_one_run_writes(raw, derived, tmp_path):
     for shard, done in (("1/3", 3), ("2/3", 3), ("3/3", 2)):
         code, printed = run("camera", raw, tmp_path / "out", "--shard", shard, threads="1")
         assert code == 0 and f"{done} done, 0 skipped" in printed
-    parts = read_tree(tmp_path / "out")
-    del parts["dataset.json"]
-    assert parts == whole
+    shards = read_tree(tmp_path / "out")
+    del shards["dataset.json"]
+    assert shards == whole
 
 
 def test_another_size_or_option_is_refused_and_overwrite_redoes(raw, tmp_path):
@@ -226,7 +226,7 @@ def test_folders_that_are_not_there(raw, tmp_path):
 
 
 def hold_up(frame):
-    """Replace the frame's label by a pipe that nobody writes to, so that its worker waits; return the label."""
+    """Replace the frame's label by a named pipe without a writer, so that its worker waits; return the label."""
     path = frame.path("label")
     content = path.read_bytes()
     path.unlink()
@@ -235,7 +235,7 @@ def hold_up(frame):
 
 
 def open_read_pipe(path):
-    """The pipe's other end, once somebody reads it; they wait as long as it is open."""
+    """The write end of the named pipe, or None before a worker reads it; the worker waits while it is open."""
     try:
         return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -273,7 +273,7 @@ def test_a_killed_worker_costs_its_frame_only(damaged, tmp_path):
 
 
 class StubbornError(Exception):
-    """Leaves a process by pickle and cannot be rebuilt in another."""
+    """Can be pickled but not unpickled."""
 
     def __init__(self, first, second):
         super().__init__(f"{first} {second}")
@@ -313,5 +313,5 @@ def test_a_lossless_picture_differs_by_resampling_only(raw, tmp_path):
     assert run("camera", raw, tmp_path, "--size", "96x64", "--format", "png", threads="1")[0] == 0
     frame = list_frames(tmp_path, "image_lossless")[0]
     picture = read_image(frame.path("image_lossless")).astype(int)
-    middle = (slice(24, 40), slice(36, 60))  # where the lens moves little
+    middle = (slice(24, 40), slice(36, 60))  # where the lens shifts pixels little
     assert np.abs(picture - draw_picture().astype(int))[middle].max() <= 6

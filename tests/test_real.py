@@ -1,4 +1,4 @@
-"""The real files, where the environment variable A2D2_REAL names their folder."""
+"""The real files of A2D2; the environment variable A2D2_REAL names their folder."""
 
 import json
 import os

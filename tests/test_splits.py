@@ -1,4 +1,4 @@
-"""Splits: every frame in one subset, scenes kept apart where that is promised."""
+"""Splits: every frame is in one subset; splits by scene do not divide scenes."""
 
 from itertools import product
 
@@ -21,7 +21,7 @@ def find_scenes(frames):
 
 @pytest.mark.parametrize("name", SPLITS)
 @pytest.mark.parametrize("scenes", [0, 1, 2, 7])
-def test_every_frame_is_in_one_part_whatever_the_order(name, scenes):
+def test_every_frame_is_in_one_subset_whatever_the_order(name, scenes):
     frames = make_frames(scenes, views=("front_center", "side_left"))
     subsets = split_frames(frames, name)
     assert tuple(subsets) == SUBSETS
@@ -59,7 +59,7 @@ def test_the_thesis_validates_on_the_end_of_each_scene_and_camera():
 
 @pytest.mark.parametrize("fractions", FRACTIONS)
 @pytest.mark.parametrize("scenes", [3, 4, 5, 20])
-def test_scenes_are_kept_apart_and_each_wanted_part_gets_some(fractions, scenes):
+def test_scenes_are_kept_apart_and_each_wanted_subset_gets_some(fractions, scenes):
     subsets = split_frames(make_frames(scenes), "by_scene", fractions)
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         assert not find_scenes(subsets[a]) & find_scenes(subsets[b])

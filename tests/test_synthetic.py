@@ -1,4 +1,4 @@
-"""The synthetic set: A2D2's format, and picture, label, lidar, boxes and bus that agree with one world."""
+"""The synthetic dataset: it has A2D2's format, and picture, label, lidar, boxes and bus show the same scene."""
 
 import json
 import math
@@ -24,7 +24,7 @@ SIZE = (240, 152)
 SCENES, FRAMES, SEED = 3, 2, 0
 BOXES = "camera_lidar_semantic_bboxes"
 BUS = "camera_lidar_semantic_bus"
-LIDAR_TYPES = {  # the real lidar file (docs/a2d2-format.md)
+LIDAR_TYPES = {  # dtypes of the real lidar file (docs/a2d2-format.md, section 4)
     "azimuth": np.float64,
     "row": np.float64,
     "lidar_id": np.float64,
@@ -52,7 +52,7 @@ def camera(data):
 
 @pytest.fixture(scope="module")
 def scans(data):
-    """(frame, arrays) of every whole lidar file."""
+    """(frame, arrays) of every complete lidar file."""
     loaded = [(frame, dict(np.load(frame.path("lidar")))) for frame in list_frames(data / BOXES, "lidar")]
     whole = [(frame, arrays) for frame, arrays in loaded if set(arrays) >= MAPPING]
     assert whole
@@ -64,7 +64,7 @@ def read_files(out: Path) -> dict[str, bytes]:
 
 
 def find_moment(frame):
-    """The world's moment that a frame shows."""
+    """The state of the synthetic world that a frame shows."""
     for index in range(SCENES):
         frames = list_scene_frames(index, FRAMES, frame.root, SEED)
         if frame in frames:
@@ -78,8 +78,8 @@ def test_files_do_not_depend_on_the_workers(data, tmp_path):
 
 
 def test_another_seed_gives_other_pictures():
-    places = [build_world(seed, 0, FRAMES).moment(0).items for seed in (0, 1)]
-    assert places[0] != places[1]
+    items = [build_world(seed, 0, FRAMES).moment(0).items for seed in (0, 1)]
+    assert items[0] != items[1]
 
 
 def test_a_scene_that_was_stopped_is_finished_and_the_others_are_left_alone(data, tmp_path):
@@ -116,7 +116,7 @@ def test_layout_is_found_by_the_readers(data):
         assert info["cam_name"] == "front_center" and set(info) == {"cam_name", "cam_tstamp", "lidar_ids"}
 
 
-def test_calibration_at_full_size_is_that_of_the_format_notes(tmp_path):
+def test_calibration_at_full_size_is_that_of_the_format_page(tmp_path):
     path = tmp_path / "cams_lidars.json"
     path.write_text(json.dumps(describe_rig((1920, 1208))))
     calibration = load_calibration(path)
@@ -170,9 +170,9 @@ def test_lidar_points_lie_on_the_beams_of_the_scanner_the_frame_names(data, scan
 
 def test_depth_is_that_of_the_scene_where_the_camera_sees_the_point(scans, camera):
     for frame, arrays in scans:
-        truth = measure_depth(find_moment(frame), camera, np.stack([arrays["col"], arrays["row"]], 1))
-        behind = truth - arrays["depth"]
-        # a point lies on what the camera sees there or behind it, never in front, but for the noise at an outline
+        ground_truth = measure_depth(find_moment(frame), camera, np.stack([arrays["col"], arrays["row"]], 1))
+        behind = ground_truth - arrays["depth"]
+        # a point is on the surface that the camera sees or behind it; noise at outlines is the only exception
         tolerance = 0.1 + 0.005 * arrays["depth"]
         assert (behind > tolerance).mean() < 0.01
         assert (np.abs(behind) < tolerance).mean() > 0.8
@@ -224,7 +224,7 @@ def test_the_mask_of_a_lone_cuboid_fills_its_box(camera, kind, ahead, left, yaw)
     pixels = camera.project(moment.items[0].corners())
     (left_edge, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
     gaps = [columns.min() - left_edge, rows.min() - top, right - columns.max(), bottom - rows.max()]
-    # nearest neighbour moves a pixel by at most half a recorded and half a derived one
+    # nearest neighbour shifts a pixel by at most half a recorded and half a derived pixel
     assert min(gaps) > -1.5 and max(gaps) < 2
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on label3D files: geometry, classes, duplicates, one scene's numbers (docs/a2d2-format.md, section 6)."""
+"""Checks of label3D files: geometry, classes, duplicates, known numbers of a scene (docs/a2d2-format.md, section 6)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -46,13 +46,13 @@ def _check_hulls(boxes: list[tuple[Frame, BoxFacts]]) -> Check:
         if box.residual is not None:
             residuals[number] = (box.residual, str(frame))
     if not residuals:
-        return skip_check("box_geometry", "no box with 2d_bbox and all corners ahead, or no calibration")
+        return skip_check("box_geometry", "no box with 2d_bbox and all corners before the camera, or no calibration")
     values = np.array([value for value, _ in residuals.values()])
     beyond = Counter(frame for value, frame in residuals.values() if not value < GEOMETRY_PIXELS)
     middle = float(np.median(values))
     text = f"median {middle:.2g} px, at most {values.max():.2g} px, of {len(values):,} boxes"
     text += f" ({len(boxes) - len(values):,} have corners behind the camera)" if len(values) < len(boxes) else ""
-    text += f"; beyond in {beyond.total():,} boxes of {format_some(beyond)}" if beyond else ""
+    text += f"; above the limit in {beyond.total():,} boxes of {format_some(beyond)}" if beyond else ""
     return make_check(
         "box_geometry", middle < GEOMETRY_PIXELS, text, median=middle, largest=float(values.max()), boxes=len(values),
         beyond=dict(beyond),
@@ -60,7 +60,7 @@ def _check_hulls(boxes: list[tuple[Frame, BoxFacts]]) -> Check:
 
 
 def _count_copies(facts: FrameFacts) -> Counter:
-    """Boxes of a frame by class and 2d_bbox, which are the same in exact duplicates."""
+    """Number of boxes of a frame for each class and 2d_bbox; exact duplicates have the same class and 2d_bbox."""
     return Counter((box.label, box.bounds) for box in facts.boxes if box.bounds is not None)
 
 
@@ -73,7 +73,7 @@ def _check_duplicates(frames: list[FrameFacts], boxes: int) -> Check:
             most = max(most, *copies.values())
     total = sum(surplus.values())
     text = f"{total:,} of {boxes:,} boxes ({total / boxes:.1%}) in {len(surplus):,} of {len(frames):,} frames"
-    text += f", up to {most} times the same" if surplus else ""
+    text += f", at most {most} copies of a box" if surplus else ""
     return make_check(
         "box_duplicates", total <= DUPLICATE_SHARE * boxes, text, surplus=total, boxes=boxes, most_copies=most,
         frames=surplus,
@@ -81,7 +81,7 @@ def _check_duplicates(frames: list[FrameFacts], boxes: int) -> Check:
 
 
 def _measure_boxes(frames: list[FrameFacts], size: tuple[int, int]) -> dict[str, int | float]:
-    """The numbers of REGRESSION, of the classes and of REGRESSION_PIXELS, by the same names."""
+    """The numbers that `list_regression` lists, under the same names, measured on these frames."""
     copies = [_count_copies(facts) for facts in frames]
     boxes = [box for facts in frames for box in facts.boxes]
     x1, y1, x2, y2 = np.array([box.bounds for box in boxes if box.bounds is not None]).reshape(-1, 4).T
@@ -122,15 +122,15 @@ def _check_regression(raw: RawSet, frames: list[FrameFacts]) -> Check:
     here = sum(frame.scene == REGRESSION_SCENE and "label3D" in kinds for frame, kinds in raw.index.items())
     of_scene = [facts for facts in frames if facts.frame.scene == REGRESSION_SCENE]
     if not here:
-        return skip_check("box_regression", "the scene is not here")
+        return skip_check("box_regression", "the scene is not in this dataset")
     if here < REGRESSION["frames"]:
-        return skip_check("box_regression", f"{here} of its {REGRESSION['frames']} frames are here")
+        return skip_check("box_regression", f"{here} of its {REGRESSION['frames']} frames are in this dataset")
     if len(of_scene) < here:
         return skip_check("box_regression", f"{len(of_scene)} of its {here} frames were read")
     camera = raw.cameras.get(MAIN_VIEW)
     found = _measure_boxes(of_scene, camera.recorded_size if camera else FULL_SIZE)
     known = list_regression()
     other = [name for name, (value, tolerance) in known.items() if not abs(found[name] - value) <= tolerance]
-    text = f"{len(known) - len(other)} of {len(known)} numbers"
+    text = f"{len(known) - len(other)} of {len(known)} numbers are the known ones"
     text += "; " + "; ".join(f"{name}: {found[name]:g}, known: {known[name][0]:g}" for name in other) if other else ""
     return make_check("box_regression", not other, text, found=found)

@@ -1,4 +1,4 @@
-"""Verdicts on bus files: join, signals, times and the sign of the angle (docs/a2d2-format.md, section 7)."""
+"""Checks of bus files: join with the frames, signals, times, sign of the angle (docs/a2d2-format.md, section 7)."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from a2d2.checks.assumptions import (
     LEAST_CORRELATION,
     LEAST_TURNS,
     MOST,
-    SAMPLE_WAIT_US,
+    SAMPLE_GAP_US,
     SENTINEL_SHARE,
 )
 from a2d2.checks.check import Check, compare_scenes, format_some, make_check, skip_check
@@ -26,12 +26,12 @@ from a2d2.checks.raw_set import RawSet
 def check_bus(raw: RawSet, frames: list[FrameFacts], buses: list[BusFacts]) -> Iterator[Check]:
     names = [name for name in ASSUMPTIONS if name.startswith("bus_")]
     if not buses:
-        yield from (skip_check(name, "no bus signals beside the set") for name in names)
+        yield from (skip_check(name, "no bus signals beside the dataset") for name in names)
         return
     yield compare_scenes("bus_scenes", {facts.scene for facts in buses}, BUS_SCENES)
     buses = [facts for facts in buses if not facts.damaged]
     yield from _check_join(raw, buses)
-    items = sum(len(facts.moments) for facts in buses)
+    items = sum(len(facts.timestamps) for facts in buses)
     if not items:
         yield from (skip_check(name, "no bus items that can be read") for name in names[names.index("bus_signals") :])
         return
@@ -42,16 +42,16 @@ def check_bus(raw: RawSet, frames: list[FrameFacts], buses: list[BusFacts]) -> I
 
 
 def _check_join(raw: RawSet, buses: list[BusFacts]) -> Iterator[Check]:
-    """Frames are those with a picture of the one camera that the bus files name."""
+    """Only frames with a picture of MAIN_VIEW count: the bus files name no other camera."""
     wanted = defaultdict(set)
     for frame, kinds in raw.index.items():
         if frame.view == MAIN_VIEW and "camera" in kinds:
             wanted[frame.scene].add(frame.path("camera_info").name)
     rows = {
         facts.scene: {
-            "items": len(facts.moments),
+            "items": len(facts.timestamps),
             "frames": len(wanted[facts.scene]),
-            "joined": len(wanted[facts.scene] & facts.moments.keys()),
+            "joined": len(wanted[facts.scene] & facts.timestamps.keys()),
         }
         for facts in buses
         if wanted[facts.scene]
@@ -94,8 +94,8 @@ def _check_samples(buses: list[BusFacts]) -> Iterator[Check]:
         return
     middle = median(lengths.elements())
     unequal = sum(facts.unequal for facts in buses)
-    text = f"median {middle:g}, {min(lengths)} to {max(lengths)}; none in {empty:,} items; "
-    text += f"other numbers of signs in {unequal:,} items"
+    text = f"median {middle:g}, {min(lengths)} to {max(lengths)}; no sample in {empty:,} items; "
+    text += f"another number of signs in {unequal:,} items"
     low, high = ANGLE_SAMPLES
     yield make_check(
         "bus_samples", low <= middle <= high and not unequal, text, lengths=dict(sorted(lengths.items())), empty=empty,
@@ -108,33 +108,33 @@ def _check_samples(buses: list[BusFacts]) -> Iterator[Check]:
         yield skip_check("bus_magnitudes", "no usable sample of the angle")
         return
     least, greatest = min(low for low, _ in spans), max(high for _, high in spans)
-    text = f"{least:g} to {greatest:g}, sentinels apart"
+    text = f"{least:g} to {greatest:g}, without sentinels"
     yield make_check(
         "bus_magnitudes", least >= 0 and greatest <= LARGEST_MAGNITUDE, text, least=least, greatest=greatest
     )
 
 
 def _check_bus_times(frames: list[FrameFacts], buses: list[BusFacts]) -> Check:
-    moments = {name: moment for facts in buses for name, moment in facts.moments.items()}
+    timestamps = {name: timestamp for facts in buses for name, timestamp in facts.timestamps.items()}
     pairs = {
-        str(facts.frame): (moments[name], facts.moment)
+        str(facts.frame): (timestamps[name], facts.timestamp)
         for facts in frames
-        if (name := facts.frame.path("camera_info").name) in moments and facts.moment is not None
+        if (name := facts.frame.path("camera_info").name) in timestamps and facts.timestamp is not None
     }
-    waits = [wait for facts in buses for wait in facts.waits]
-    if not pairs and not waits:
+    gaps = [gap for facts in buses for gap in facts.sample_gaps]
+    if not pairs and not gaps:
         return skip_check("bus_times", "no times to compare")
     other = [name for name, (item, frame) in pairs.items() if item != frame]
-    late = sum(wait > SAMPLE_WAIT_US for wait in waits)
+    late = sum(gap > SAMPLE_GAP_US for gap in gaps)
     text = f"{len(pairs) - len(other):,} of {len(pairs):,} frames"
     text += f"; another time in {format_some(other)}" if other else ""
-    text += f"; nearest sample at most {max(waits) / 1000:g} ms away" if waits else ""
-    text += f", in {late:,} items more than {SAMPLE_WAIT_US / 1000:g} ms" if late else ""
+    text += f"; nearest sample at most {max(gaps) / 1000:g} ms away" if gaps else ""
+    text += f", in {late:,} items more than {SAMPLE_GAP_US / 1000:g} ms" if late else ""
     return make_check("bus_times", not other and not late, text, other=other, late=late, compared=len(pairs))
 
 
 def _correlate(turns: list[tuple[float, float]]) -> float | None:
-    """Pearson's r; None for too few frames, or for angles or rates that are all the same."""
+    """Pearson's r of (angle, yaw rate); None for fewer than LEAST_TURNS frames or if one of the two does not vary."""
     if len(turns) < LEAST_TURNS:
         return None
     angles, rates = np.array(turns).T
@@ -144,7 +144,7 @@ def _correlate(turns: list[tuple[float, float]]) -> float | None:
 
 
 def list_turns(facts: BusFacts) -> list[tuple[float, float]]:
-    """(angle, yaw rate) of the frames that drive fast enough for a turn of the wheel to be one of the car."""
+    """(angle, yaw rate) of the frames above FASTER_KMH: a slow or parked car does not turn as its wheel does."""
     return [
         (turn.angle, turn.yaw_rate)
         for turn in facts.turns.values()
@@ -157,7 +157,7 @@ def _check_sign(buses: list[BusFacts]) -> Check:
     turns = [turn for of_scene in of_scenes.values() for turn in of_scene]
     found = _correlate(turns)
     if found is None:
-        reason = f"{len(turns)} frames with angle, speed and yaw rate are too few, or all are the same"
+        reason = f"{len(turns)} frames with angle, speed and yaw rate are too few, or their values do not vary"
         return skip_check("bus_sign", reason)
     details = {scene: _correlate(of_scene) for scene, of_scene in of_scenes.items()}
     opposed = [scene for scene, r in details.items() if r is not None and r < 0]

@@ -1,4 +1,4 @@
-"""One line of the table of `preprocessing/check.py`, and how its text is written."""
+"""One check of `preprocessing/check.py` and its verdict, which is a line of the printed table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ OK, DIFFERS, NOT_CHECKABLE = "ok", "differs", "not checkable"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was found of an assumption; `details` go to the JSON."""
+    """The verdict on an assumption. `found`: what was found, for the table; `details`: more numbers, for the JSON."""
 
     name: str
     verdict: str
@@ -19,7 +19,7 @@ class Check:
 
     @property
     def fails(self) -> bool:
-        """Whether training must not be trusted with this set."""
+        """Whether the dataset must not be used for training."""
         return self.verdict == DIFFERS and ASSUMPTIONS[self.name].needed
 
 
@@ -50,9 +50,7 @@ def compare_scenes(name: str, found: set[str], known: Iterable[str]) -> Check:
         return skip_check(name, f"{len(found)} scenes, none of A2D2's", **details)
     text = f"{len(found & known)} of {len(known)} scenes"
     if foreign:
-        return make_check(
-            name, False, f"{text}, and {len(foreign)} that are not known: {format_some(foreign)}", **details
-        )
+        return make_check(name, False, f"{text}, and {len(foreign)} unknown ones: {format_some(foreign)}", **details)
     if absent:
-        return skip_check(name, f"{text}; not here: {format_some(absent, 20)}", **details)
+        return skip_check(name, f"{text}; not in this dataset: {format_some(absent, 20)}", **details)
     return make_check(name, True, text, **details)

@@ -1,7 +1,7 @@
-"""What one raw frame, or the bus file of one scene, holds: small plain facts, read in one pass over each file.
+"""Facts about one raw frame, or about the bus file of one scene, collected by reading each file once.
 
-`a2d2/checks.py` combines them to verdicts. Reading never raises for what is wrong with a file: the reason becomes a
-fact like any other, so that one damaged file hides nothing about the rest.
+`a2d2/checks/verdicts.py` checks them. Reading does not raise errors of a file: the reason is stored with the facts, so
+that one damaged file does not prevent the check of the others.
 """
 
 import json
@@ -24,19 +24,20 @@ from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import Frame, bus_path
 from a2d2.images import ImageError, decode_rgb_png, read_png_header
 
-PICTURE_TYPE = (8, "RGB")  # bits a channel and colour type of a camera or label PNG (docs/a2d2-format.md, section 5)
-MAPPING = ("row", "col", "depth")  # the arrays of an npz that depth labels are made of
-DEPTH_BINS = np.arange(301.0)  # metres; farther points count in the last bin
+PICTURE_TYPE = (8, "RGB")  # bits per channel and colour type of a camera or label PNG (docs/a2d2-format.md, section 5)
+MAPPING = ("row", "col", "depth")  # the arrays of an npz that depth labels need
+DEPTH_BINS = np.arange(301.0)  # edges of a histogram in metres; farther points count in the last bin
 YAW_RATE = "angular_velocity_omega_z"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_MOST_FOREIGN_COLOURS = 20  # of a picture that are named; a label that went through JPEG has thousands
+_MOST_FOREIGN_COLOURS = 20  # unknown colours listed for a label; a label that was stored as JPEG has thousands
 
-PictureHeader = tuple[int, int, int, str]  # width, height, bits a channel, colour type
+PictureHeader = tuple[int, int, int, str]  # width, height, bits per channel, colour type
 
 
 @dataclass
 class LabelFacts:
-    """Pixels of each colour "#rrggbb" of the table; of all others together, and of the most frequent of those."""
+    """Pixels of a label. `known`: of each known colour "#rrggbb"; `foreign`: of all other colours together;
+    `foreign_colours`: of the most frequent of these."""
 
     known: dict[str, int]
     foreign: int
@@ -45,12 +46,14 @@ class LabelFacts:
 
 @dataclass
 class LidarFacts:
-    """`types`: array name -> dtype. `points`: their number, of which `not_finite` have a coordinate that is no number.
+    """An npz of lidar points. `types`: array name -> dtype; `points`: number of points; `not_finite`: number of points
+    with a value that is not finite.
 
-    The rest is None where an array it needs is missing, and speaks of finite, valid points: `rows`, `columns`: least
-    and greatest; `off_pixels`: how many round to no pixel of the picture; `off_picture`: how many lie farther off;
-    `residual`: the largest |col - projected| and |row - projected| in pixels, of points ahead; `depth_error`,
-    `distance_error`: the largest |depth - x| and |distance - norm| in metres; `depths`: points in each of DEPTH_BINS.
+    The other fields are None if an array that they need is missing. They cover the finite, valid points. `rows`,
+    `columns`: least and greatest value; `off_pixels`: number of points that round to no pixel of the picture;
+    `off_picture`: number of points more than a pixel outside; `residual`: the largest |col - projected| and
+    |row - projected| in pixels, of points in front of the camera; `depth_error`, `distance_error`: the largest
+    |depth - x| and |distance - norm| in metres; `depths`: histogram over DEPTH_BINS.
     """
 
     types: dict[str, str]
@@ -67,13 +70,14 @@ class LidarFacts:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the points have their place in the picture: the files with a known defect lack it."""
+        """Whether the file has row, col and depth of the points; the files with a known defect do not."""
         return all(name in self.types for name in MAPPING)
 
 
 class BoxFacts(NamedTuple):
-    """`bounds`: 2d_bbox in pixels; `residual`: the largest difference to the projected corners, None where a corner is
-    behind the camera or something is missing; `distance`: metres to the centre of the corners."""
+    """A box. `bounds`: 2d_bbox in pixels; `residual`: the largest difference in pixels between 2d_bbox and the hull of
+    the projected corners, None if a corner is behind the camera or a value is missing; `distance`: metres to the centre
+    of the corners."""
 
     label: str
     bounds: tuple[float, float, float, float] | None
@@ -83,20 +87,20 @@ class BoxFacts(NamedTuple):
 
 @dataclass
 class FrameFacts:
-    """What the files of a frame hold. `damaged`: kind of file -> reason; a part is None where its file is missing,
-    damaged, or a picture of another type. `moment`: `cam_tstamp` in microseconds."""
+    """Facts about the files of a frame. `damaged`: kind of file -> reason; `pictures`: kind -> header; `timestamp`:
+    `cam_tstamp` in microseconds. A field is None if its file is missing, damaged, or a picture of another type."""
 
     frame: Frame
     damaged: dict[str, str] = field(default_factory=dict)
     pictures: dict[str, PictureHeader] = field(default_factory=dict)
-    moment: int | None = None
+    timestamp: int | None = None
     label: LabelFacts | None = None
     lidar: LidarFacts | None = None
     boxes: list[BoxFacts] | None = None
 
 
 class Turn(NamedTuple):
-    """A frame's steering: degrees (left positive), km/h, and the yaw rate in degrees a second (left positive)."""
+    """Steering of a frame: angle in degrees (left positive), speed in km/h, yaw rate in degrees/s (left positive)."""
 
     angle: float
     speed: float | None
@@ -105,18 +109,19 @@ class Turn(NamedTuple):
 
 @dataclass
 class BusFacts:
-    """What the bus file of a scene holds. `damaged`: reason, "" for a readable file.
+    """Facts about the bus file of a scene. `damaged`: the reason, "" for a readable file.
 
-    `moments`: frame_name -> the item's time in microseconds, None without; `damaged_items`: frame_name -> reason;
-    `signals`: in how many items each signal has values; `lengths`: how many items have that many values of the angle;
-    `unequal`: items whose angle has more or fewer signs than magnitudes; `samples`: of the angle, of which `sentinels`;
-    `magnitudes`: least and greatest of the others; `waits`: microseconds from an item's time to its nearest sample;
-    `turns`: by frame_name, where the angle is usable.
+    `timestamps`: frame_name -> the item's time in microseconds or None; `damaged_items`: frame_name -> reason;
+    `signals`: signal -> number of items in which it has values; `lengths`: number of values of the angle -> number of
+    items; `unequal`: number of items with more or fewer signs than magnitudes of the angle; `samples`: number of
+    samples of the angle; `sentinels`: number of sentinels among them; `magnitudes`: least and greatest of the others;
+    `sample_gaps`: for each item, microseconds from its time to the nearest sample; `turns`: frame_name -> steering, if
+    the angle is usable.
     """
 
     scene: str
     damaged: str = ""
-    moments: dict[str, int | None] = field(default_factory=dict)
+    timestamps: dict[str, int | None] = field(default_factory=dict)
     damaged_items: dict[str, str] = field(default_factory=dict)
     signals: Counter = field(default_factory=Counter)
     lengths: Counter = field(default_factory=Counter)
@@ -124,7 +129,7 @@ class BusFacts:
     samples: int = 0
     sentinels: int = 0
     magnitudes: tuple[float, float] | None = None
-    waits: list[int] = field(default_factory=list)
+    sample_gaps: list[int] = field(default_factory=list)
     turns: dict[str, Turn] = field(default_factory=dict)
 
 
@@ -134,19 +139,20 @@ class BusFacts:
 def read_frame(
     frame: Frame, kinds: Iterable[str], cameras: dict[str, Camera], decode_pictures: bool = False
 ) -> FrameFacts:
-    """Read the frame's raw files of these kinds. `cameras` may lack its view: what needs a camera then stays None.
+    """Read the frame's raw files of these kinds.
 
-    A label is decoded; of a camera picture only the header and the end are read unless `decode_pictures`.
+    Facts that need a camera are None if `cameras` does not have the frame's view. Labels are decoded; only the header
+    and the end of a camera picture are read, unless `decode_pictures`.
     """
     facts = FrameFacts(frame)
     camera = cameras.get(frame.view)
-    with np.errstate(all="ignore"):  # of damaged numbers; what comes out of them is looked at
+    with np.errstate(all="ignore"):  # damaged numbers may overflow; the results are checked
         for kind in sorted(kinds):
             try:
                 _read_file(kind, frame.path(kind), camera, facts, decode_pictures)
             except OSError as error:
                 facts.damaged[kind] = error.strerror or str(error)
-            except Exception as error:  # whatever a damaged file makes a decoder raise
+            except Exception as error:  # a decoder may raise anything on a damaged file
                 facts.damaged[kind] = str(error) or type(error).__name__
     return facts
 
@@ -156,7 +162,7 @@ def _read_file(kind: str, path: Path, camera: Camera | None, facts: FrameFacts, 
         case "camera":
             facts.pictures[kind] = _check_picture(path, decode_pictures)
         case "camera_info":
-            facts.moment = _read_moment(path)
+            facts.timestamp = _read_timestamp(path)
         case "label":
             _read_label(path, camera, facts)
         case "lidar":
@@ -166,7 +172,7 @@ def _read_file(kind: str, path: Path, camera: Camera | None, facts: FrameFacts, 
 
 
 def _check_picture(path: Path, decode: bool) -> PictureHeader:
-    """The header of a whole PNG; ImageError for one that is cut off or, if it is decoded, damaged anywhere."""
+    """The header of a PNG; ImageError if the file is truncated or, with `decode`, damaged anywhere."""
     if decode:
         data = path.read_bytes()
         header = read_png_header(data)
@@ -177,16 +183,16 @@ def _check_picture(path: Path, decode: bool) -> PictureHeader:
         header = read_png_header(file.read(33))
         file.seek(-len(_PNG_END), os.SEEK_END)
         if file.read() != _PNG_END:
-            raise ImageError("a damaged PNG (it has no end, so it was cut off)")
+            raise ImageError("a damaged PNG (it is truncated: its last chunk is missing)")
     return header
 
 
-def _read_moment(path: Path) -> int | None:
+def _read_timestamp(path: Path) -> int | None:
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
         raise ValueError("no camera JSON: expected an object")
-    moment = content.get("cam_tstamp")
-    return moment if isinstance(moment, int) and not isinstance(moment, bool) else None
+    timestamp = content.get("cam_tstamp")
+    return timestamp if isinstance(timestamp, int) and not isinstance(timestamp, bool) else None
 
 
 def _read_label(path: Path, camera: Camera | None, facts: FrameFacts) -> None:
@@ -200,14 +206,14 @@ def _read_label(path: Path, camera: Camera | None, facts: FrameFacts) -> None:
 
 @cache
 def _known_colours() -> UInt32[np.ndarray, "55"]:
-    """The table's colours as r * 65536 + g * 256 + b, sorted."""
+    """The known colours as r * 65536 + g * 256 + b, sorted."""
     return np.array(sorted(int(text[1:], 16) for text in COLOUR_NAMES), dtype=np.uint32)
 
 
 def count_colours(label: UInt8[np.ndarray, "h w 3"]) -> LabelFacts:
     """Count a label's pixels by exact colour.
 
-    Labels are made of areas, so runs of equal pixels are sorted instead of pixels: ten times as fast.
+    Labels consist of uniform areas, so runs of equal pixels are sorted instead of pixels, which is ten times as fast.
     """
     packed = cv2.cvtColor(label, cv2.COLOR_RGB2BGRA).view("<u4").ravel()
     starts = np.concatenate([[0], np.flatnonzero(packed[1:] != packed[:-1]) + 1])
@@ -228,14 +234,15 @@ def _name_colours(colours: np.ndarray, pixels: np.ndarray) -> dict[str, int]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz, without pickle; the raw fusion set's names are cut to those of the labelled sets."""
+    """All arrays of an npz, without pickle; prefixes of the raw fusion set's names are removed, which gives the names
+    of the labelled datasets."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
     except OSError:
         raise
     except Exception as error:  # a damaged zip raises zlib's, zipfile's, struct's and other errors
-        raise ValueError(f"a damaged npz, or none of plain arrays ({error})") from error
+        raise ValueError(f"a damaged npz, or one with other than plain arrays ({error})") from error
     return {key.removeprefix("pcloud_attr.").removeprefix("pcloud_"): array for key, array in arrays.items()}
 
 
@@ -267,7 +274,7 @@ def _read_lidar(path: Path, camera: Camera | None) -> LidarFacts:
 
 
 def _measure_lidar(arrays: dict[str, np.ndarray], camera: Camera | None, facts: LidarFacts) -> None:
-    """Fill in what can be measured of these arrays; none of them is empty."""
+    """Fill in the facts that these arrays, which are not empty, allow to measure."""
     points = arrays.get("points")
     if "depth" in arrays:
         facts.depths = np.histogram(np.clip(arrays["depth"], 0, DEPTH_BINS[-1]), DEPTH_BINS)[0].astype(np.int32)
@@ -294,7 +301,7 @@ def _measure_lidar(arrays: dict[str, np.ndarray], camera: Camera | None, facts: 
 
 
 def _read_boxes(path: Path, camera: Camera | None, facts: FrameFacts) -> None:
-    """Fill in the boxes that can be read, and name the first entry that cannot."""
+    """Fill in the boxes that can be read; the first entry that cannot be read is the reason in `damaged`."""
     facts.boxes = []
     for number, entry in enumerate(read_label3d(path)):
         try:
@@ -306,7 +313,7 @@ def _read_boxes(path: Path, camera: Camera | None, facts: FrameFacts) -> None:
 def _read_box(entry: dict, camera: Camera | None) -> BoxFacts:
     label = entry.get("class")
     if not isinstance(label, str):
-        raise ValueError(f"its class is {label!r}, expected a name")
+        raise ValueError(f"its class is {label!r}, expected a string")
     bounds, corners = _to_array(entry, "2d_bbox", (4,)), _to_array(entry, "3d_points", (8, 3))
     residual = distance = None
     if corners is not None:
@@ -329,14 +336,14 @@ def _to_array(entry: dict, key: str, shape: tuple[int, ...]) -> np.ndarray | Non
 
 
 def read_bus_scene(scene: str, root: Path) -> BusFacts:
-    """Read the bus file of a scene."""
+    """Read the bus file of a scene under `root`."""
     facts = BusFacts(scene)
     try:
         items = bus.read_bus(bus_path(root, scene))
     except OSError as error:
         facts.damaged = error.strerror or str(error)
         return facts
-    except Exception as error:  # whatever is in the file, it is named and the other files go on
+    except Exception as error:  # the error becomes the file's reason; the other files are still read
         facts.damaged = str(error)
         return facts
     for name, item in items.items():
@@ -348,8 +355,8 @@ def read_bus_scene(scene: str, root: Path) -> BusFacts:
 
 
 def _read_item(name: str, item: dict, facts: BusFacts) -> None:
-    moment = item.get("timestamp")
-    facts.moments[name] = moment if isinstance(moment, int) and not isinstance(moment, bool) else None
+    timestamp = item.get("timestamp")
+    facts.timestamps[name] = timestamp if isinstance(timestamp, int) and not isinstance(timestamp, bool) else None
     for signal, content in (item.get("flexray") or {}).items():
         facts.signals[signal] += bool((content or {}).get("values"))
     timestamps, magnitudes = bus.read_signal(item, bus.ANGLE)
@@ -363,8 +370,8 @@ def _read_item(name: str, item: dict, facts: BusFacts) -> None:
     if len(angles):
         low, high = facts.magnitudes or (np.inf, -np.inf)
         facts.magnitudes = (min(low, float(angles.min())), max(high, float(angles.max())))
-    if len(timestamps) and facts.moments[name] is not None:
-        facts.waits.append(int(np.abs(timestamps - facts.moments[name]).min()))
+    if len(timestamps) and facts.timestamps[name] is not None:
+        facts.sample_gaps.append(int(np.abs(timestamps - facts.timestamps[name]).min()))
     steering = bus.convert_steering(item)
     if steering is not None:
         yaw_rates = bus.read_signal(item, YAW_RATE)[1]

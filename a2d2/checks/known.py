@@ -1,11 +1,11 @@
-"""Numbers of A2D2 that were counted or measured before, each with its section of docs/a2d2-format.md: what
-`a2d2/checks.py` compares a raw set with."""
+"""Known numbers of A2D2, each with its section of docs/a2d2-format.md; `a2d2/checks/verdicts.py` compares a raw dataset
+with them."""
 
 from a2d2.classes import OBJECT_CLASSES
 
 MAIN_VIEW = "front_center"  # the only camera of the boxes set and of the bus files (sections 2.1 and 7)
 
-# section 2.2: frames in the boxes set; None for a scene of the semantic set alone
+# section 2.2: frames in the boxes set; None for a scene that only the semantic set has
 SCENES = {
     "20180807_145028": 942,
     "20180810_142822": 563,
@@ -34,7 +34,7 @@ SCENES = {
 BOX_SCENES = {scene: frames for scene, frames in SCENES.items() if frames is not None}
 BARE_SCENES = {"20181016_095036", "20181204_191844"}  # no lidar, no camera JSON, no bus (sections 2.2 and 10)
 BUS_SCENES = SCENES.keys() - BARE_SCENES
-# sections 2.2 and 9.1: labels of all cameras of the semantic set, where all of these scenes are there
+# sections 2.2 and 9.1: labels of all cameras of the semantic set, compared if all of these scenes are present
 LABEL_SUMS = {
     "all scenes": (tuple(SCENES), None, 41277),
     "the scenes without lidar": (tuple(sorted(BARE_SCENES)), None, 2796),
@@ -52,7 +52,7 @@ UNMAPPED = {
     "20181107_132730": (35, 51, 55, 61),
     "20181108_103155": (28, 33),
 }
-# section 4, and the real file at the head of that page
+# section 4, and the real file listed at the top of docs/a2d2-format.md
 LIDAR_TYPES = {
     "points": "float64",
     "row": "float64",
@@ -64,7 +64,7 @@ LIDAR_TYPES = {
     "reflectance": "int64",
     "timestamp": "int64",
 }
-# section 6.2: the boxes of one scene, exactly
+# section 6.2: exact numbers of the boxes of one scene
 REGRESSION_SCENE = "20181016_125231"
 REGRESSION = {
     "frames": 893,
@@ -80,10 +80,10 @@ REGRESSION = {
     "boxes wholly outside": 0,
     "boxes wider or taller than the picture": 101,
 }
-# in the order of OBJECT_CLASSES; the two that are None are known together
+# in the order of OBJECT_CLASSES; of the two that are None, only the sum is known
 REGRESSION_CLASSES = (1551, 512, 274, 610, 136, 186, 36, 40, 42, 29, None, 6, None, 0)
 REGRESSION_REMAINDER = 24
-# pixels, and how exactly they are known
+# (pixels, tolerance)
 REGRESSION_PIXELS = {
     "smallest x1": (-12521, 1),
     "smallest y1": (-1989, 1),
@@ -92,7 +92,7 @@ REGRESSION_PIXELS = {
     "smallest width": (20.1, 0.1),
     "smallest height": (50.6, 0.1),
 }
-# section 8: front_center, recorded -> undistorted pixels of a picture of FULL_SIZE
+# section 8: recorded -> undistorted pixels of front_center, for a picture of FULL_SIZE
 FULL_SIZE = (1920, 1208)
 LENS_POINTS = {
     (0, 0): (-68.5, -86.7),
@@ -110,7 +110,7 @@ REGRESSION_REMAINDER_NAME = " and ".join(
 
 
 def list_regression() -> dict[str, tuple[int | float, int | float]]:
-    """Name -> (known number, how far off is still the same) of REGRESSION_SCENE."""
+    """Name -> (known number, tolerance) of REGRESSION_SCENE."""
     classes = {
         name: (known, 0) for name, known in zip(OBJECT_CLASSES, REGRESSION_CLASSES, strict=True) if known is not None
     }

@@ -1,4 +1,4 @@
-"""Verdicts on lidar files: keys, types, geometry and depth (docs/a2d2-format.md, section 4)."""
+"""Checks of lidar files: keys, types, geometry and depth (docs/a2d2-format.md, section 4)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -29,11 +29,14 @@ def check_lidar(raw: RawSet, frames: list[FrameFacts]) -> Iterator[Check]:
     low, high = LIDAR_POINTS
     yield make_check("lidar_points", low <= middle <= high, text, least=points[0], median=middle, most=points[-1])
     bad = {str(facts.frame): facts.lidar.not_finite for facts in frames if facts.lidar.not_finite}
-    text = f"{sum(bad.values()):,} of {sum(points):,} points are not" + (f": {format_counts(bad, 3)}" if bad else "")
+    text = f"{sum(bad.values()):,} of {sum(points):,} points are not finite"
+    text += f": {format_counts(bad, 3)}" if bad else ""
     yield make_check("lidar_finite", not bad, text, points=bad)
     yield _check_range(frames)
     residual = {facts.frame: max(facts.lidar.residual) for facts in frames if facts.lidar.residual}
-    yield _check_largest("lidar_geometry", residual, GEOMETRY_PIXELS, "px", "points ahead, with row and col")
+    yield _check_largest(
+        "lidar_geometry", residual, GEOMETRY_PIXELS, "px", "row and col of points in front of the camera"
+    )
     for name, attribute in (("lidar_depth", "depth_error"), ("lidar_distance", "distance_error")):
         errors = {facts.frame: getattr(facts.lidar, attribute) for facts in frames}
         errors = {frame: error for frame, error in errors.items() if error is not None}
@@ -45,10 +48,10 @@ def _check_unmapped(raw: RawSet, read: list[Frame], unmapped: list[Frame]) -> Ch
     expected = {str(frame) for frame in read if (frame.scene, frame.view, frame.id) in known}
     found = {str(frame) for frame in unmapped}
     more, fewer = sorted(found - expected), sorted(expected - found)
-    text = f"{len(found):,} without; {len(expected)} of the 15 are here"
-    text += f"; not known: {format_some(more)}" if more else ""
-    text += f"; known, but whole: {format_some(fewer)}" if fewer else ""
-    # the list is that of the boxes set; section 10: "the semantic set has more"
+    text = f"{len(found):,} without; {len(expected)} of the 15 are in this dataset"
+    text += f"; not among the 15: {format_some(more)}" if more else ""
+    text += f"; among the 15, but complete: {format_some(fewer)}" if fewer else ""
+    # the 15 are files of the boxes set; the semantic set has more (docs/a2d2-format.md, section 10)
     holds = not fewer and (not more or raw.kind == "semantic")
     return make_check("lidar_unmapped", holds, text, found=sorted(found), not_known=more, known_but_whole=fewer)
 
@@ -68,7 +71,7 @@ def _check_arrays(mapped: list[FrameFacts]) -> Iterator[Check]:
     surplus = Counter(name for facts in mapped for name in facts.lidar.types if name not in LIDAR_TYPES)
     text = f"{sets[' '.join(sorted(LIDAR_TYPES))]:,} of {len(mapped):,} files with row, col and depth"
     text += f"; without {format_counts(lacking)}" if lacking else ""
-    text += f"; besides {format_counts(surplus)}" if surplus else ""
+    text += f"; additional {format_counts(surplus)}" if surplus else ""
     yield make_check("lidar_keys", not lacking and not surplus, text, key_sets=dict(sets))
     foreign = {
         name: count
@@ -89,7 +92,7 @@ def _check_range(frames: list[FrameFacts]) -> Check:
     border = sum(facts.lidar.off_pixels for facts in frames)
     text = f"row {min(rows):.2f} to {max(rows):.2f}, col {min(columns):.2f} to {max(columns):.2f}; "
     text += f"{border:,} points round to no pixel"
-    text += f"; {sum(off.values()):,} lie farther off: {format_counts(off, 3)}" if off else ""
+    text += f"; {sum(off.values()):,} lie farther outside: {format_counts(off, 3)}" if off else ""
     return make_check(
         "lidar_range", not off, text, row=[min(rows), max(rows)], col=[min(columns), max(columns)],
         round_to_no_pixel=border, farther_off=off,
@@ -97,11 +100,11 @@ def _check_range(frames: list[FrameFacts]) -> Check:
 
 
 def _check_largest(name: str, errors: dict[Frame, float], limit: float, unit: str, needs: str) -> Check:
-    """The largest error of each file, held against the limit; NaN and infinity are beyond any."""
+    """Compare the largest error of each file with the limit; NaN and infinity exceed every limit."""
     if not errors:
         return skip_check(name, f"no npz with {needs}, or no calibration" if unit == "px" else f"no npz with {needs}")
     beyond = {str(frame): error for frame, error in errors.items() if not error < limit}
     largest = max(errors.values())
     text = f"at most {largest:.2g} {unit} in {len(errors):,} files"
-    text += f"; beyond in {len(beyond):,}: {format_some(beyond)}" if beyond else ""
+    text += f"; above the limit in {len(beyond):,}: {format_some(beyond)}" if beyond else ""
     return make_check(name, not beyond, text, largest=largest, files=len(errors), beyond=beyond)

@@ -1,4 +1,4 @@
-"""Pictures of what is in a raw set: distributions of classes, depths, boxes and steering angles, as PNG."""
+"""Plots of a raw dataset: distributions of classes, depths, boxes and steering angles, as PNG."""
 
 import io
 import textwrap
@@ -31,23 +31,23 @@ _STYLE = {
     "savefig.dpi": 200,
 }
 _BLUE = "#2b6cb0"
-_MOST_DOTS = 3000  # of a scatter plot
+_MOST_DOTS = 3000  # a scatter plot of more points becomes a density plot
 
 
 def write_plots(out: Path, report: Report) -> list[Path]:
-    """Write the pictures there are data for, and remove those of an earlier run that there are none for."""
-    pictures = {
+    """Write the plots whose data exist; remove plots of an earlier run whose data do not. Return the written paths."""
+    plots = {
         "classes.png": draw_classes(report.frames),
         "depth.png": draw_depths(report.frames),
         "boxes.png": draw_boxes(report.frames, report.raw.cameras.get(MAIN_VIEW)),
         "angles.png": draw_angles(report.buses),
     }
-    for name, data in pictures.items():
+    for name, data in plots.items():
         if data is None:
             (out / name).unlink(missing_ok=True)
         else:
             write_bytes(out / name, data)
-    return [out / name for name, data in pictures.items() if data is not None]
+    return [out / name for name, data in plots.items() if data is not None]
 
 
 def _draw(size: tuple[float, float], panels: list[Callable[[Axes], None]], widths: list[float] | None = None) -> bytes:
@@ -67,7 +67,7 @@ def _format_plain(value: float, _position: int | None = None) -> str:
 
 
 def _scale_log(axis: Axes, which: str, values: Iterable[float]) -> None:
-    """A logarithmic axis over the whole decades that hold the values, with its numbers written out."""
+    """A logarithmic axis from the decade below the values to the decade above them, with plain tick labels."""
     values = list(values)
     low, high = np.floor(np.log10(min(values))), np.ceil(np.log10(max(values)))
     getattr(axis, f"set_{which}scale")("log")
@@ -79,17 +79,18 @@ def _scale_log(axis: Axes, which: str, values: Iterable[float]) -> None:
 
 
 def _write_integers(axis: Axes, which: str, ticks: int = 5) -> None:
-    """A linear axis of counts."""
+    """A linear axis with integer ticks."""
     axis.locator_params(axis=which, nbins=ticks, integer=True)
     getattr(axis, f"{which}axis").set_major_formatter(FuncFormatter(_format_plain))
 
 
-def _shade(colour: tuple[int, int, int]) -> tuple[float, ...]:
+def _scale_colour(colour: tuple[int, int, int]) -> tuple[float, ...]:
     return tuple(value / 255 for value in colour)
 
 
 def draw_classes(frames: list[FrameFacts]) -> bytes | None:
-    """Share of pixels of the 38 classes, and in what share of the labels each occurs; None without labels."""
+    """Plot the share of pixels of each of the 38 classes, and the share of labels in which it occurs; None without
+    labels."""
     labels = [facts.label for facts in frames if facts.label]
     pixels, occurrences = Counter(), Counter()
     index = {text: int(colour_table()[int(text[1:], 16)]) for text in COLOUR_NAMES}
@@ -105,10 +106,11 @@ def draw_classes(frames: list[FrameFacts]) -> bytes | None:
     def draw_bars(axis: Axes) -> None:
         shares = [100 * pixels[number] / pixels.total() for number in order]
         occurring = [100 * occurrences[number] / len(labels) for number in order]
-        places = np.arange(len(order))
-        axis.barh(places, shares, color=[_shade(class_colour(CLASSES[number])) for number in order], ec="0.35", lw=0.5)
-        axis.scatter(occurring, places, s=14, c="black", zorder=3, clip_on=False)
-        axis.set_yticks(places, [CLASSES[number] for number in order])
+        positions = np.arange(len(order))
+        colours = [_scale_colour(class_colour(CLASSES[number])) for number in order]
+        axis.barh(positions, shares, color=colours, ec="0.35", lw=0.5)
+        axis.scatter(occurring, positions, s=14, c="black", zorder=3, clip_on=False)
+        axis.set_yticks(positions, [CLASSES[number] for number in order])
         axis.set_ylim(-0.7, len(order) - 0.3)
         _scale_log(axis, "x", [*shares, *occurring])
         axis.set_xlabel(f"share of the pixels (bars) and of the {len(labels):,} labels (dots), %")
@@ -121,7 +123,7 @@ def draw_classes(frames: list[FrameFacts]) -> bytes | None:
 
 
 def draw_depths(frames: list[FrameFacts]) -> bytes | None:
-    """Depth of the lidar points, and points of a frame; None without points."""
+    """Plot histograms of the depth of lidar points and of the number of points of a frame; None without points."""
     scans = [facts.lidar for facts in frames if facts.lidar and facts.lidar.depths is not None]
     depths = sum((scan.depths.astype(np.int64) for scan in scans), np.zeros(len(DEPTH_BINS) - 1, dtype=np.int64))
     if not depths.any():
@@ -132,9 +134,9 @@ def draw_depths(frames: list[FrameFacts]) -> bytes | None:
         axis.stairs(depths[:last], DEPTH_BINS[: last + 1], fill=True, color=_BLUE)
         axis.set_yscale("log")
         axis.set_xlim(0, last)
-        axis.set_ylim(0.7 * depths[depths > 0].min(), 8 * depths.max())  # room for the words
+        axis.set_ylim(0.7 * depths[depths > 0].min(), 8 * depths.max())  # room for the annotations
         axis.set_xlabel("depth along the optical axis, m")
-        axis.set_ylabel("lidar points in each metre")
+        axis.set_ylabel("lidar points per metre of depth")
         share = np.cumsum(depths) / depths.sum()
         middle, most = (int(np.searchsorted(share, part)) + 1 for part in (0.5, 0.95))
         for metres, name, height in ((middle, "50 %", 0.98), (most, "95 %", 0.85)):
@@ -157,7 +159,7 @@ def draw_depths(frames: list[FrameFacts]) -> bytes | None:
 
 
 def _clip(box: BoxFacts, size: tuple[int, int] | None) -> tuple[float, float]:
-    """Width and height of the part of a box that is in the picture."""
+    """Width and height in pixels of a box after clipping it to the picture."""
     bounds = np.array(box.bounds)
     if size is not None:
         bounds = np.clip(bounds, 0, [*size, *size])
@@ -165,7 +167,7 @@ def _clip(box: BoxFacts, size: tuple[int, int] | None) -> tuple[float, float]:
 
 
 def draw_boxes(frames: list[FrameFacts], camera: Camera | None) -> bytes | None:
-    """Classes, sizes in the picture and distances of the distinct boxes; None without boxes."""
+    """Plot classes, sizes in the picture and distances of the distinct boxes; None without boxes."""
     distinct = [
         box
         for facts in frames
@@ -179,12 +181,12 @@ def draw_boxes(frames: list[FrameFacts], camera: Camera | None) -> bytes | None:
 
     def draw_counts(axis: Axes) -> None:
         order = sorted(classes, key=lambda number: classes[number])
-        counts, places = [classes[number] for number in order], np.arange(len(order))
-        bars = axis.barh(places, counts, color=_BLUE)
+        counts, positions = [classes[number] for number in order], np.arange(len(order))
+        bars = axis.barh(positions, counts, color=_BLUE)
         axis.bar_label(bars, [f"{count:,}" for count in counts], padding=2, fontsize=7)
-        axis.set_yticks(places, [_name(number) for number in order])
+        axis.set_yticks(positions, [_name(number) for number in order])
         axis.set_xscale("log")
-        axis.set_xlim(0.5, 5 * max(counts))  # a single box has a bar, too; room for the numbers
+        axis.set_xlim(0.5, 5 * max(counts))  # from 0.5, so that a count of 1 has a bar; room for the numbers
         axis.set_xlabel("distinct boxes")
         axis.grid(visible=False, axis="y")
 
@@ -209,8 +211,8 @@ def draw_boxes(frames: list[FrameFacts], camera: Camera | None) -> bytes | None:
         distances = [min(box.distance, DEPTH_BINS[-1]) for box, _, _ in extents if box.distance is not None]
         axis.hist(distances, bins=np.arange(0, max(distances, default=0) + 2.5, 2.5), color=_BLUE)
         axis.set_xlim(left=0)
-        axis.set_xlabel("distance to the box's middle, m")
-        axis.set_ylabel("distinct boxes in 2.5 m")
+        axis.set_xlabel("distance to the centre of the box, m")
+        axis.set_ylabel("distinct boxes per 2.5 m")
         _write_integers(axis, "y")
 
     return _draw((10.0, 3.2), [draw_counts, draw_extents, draw_distances], [1.0, 1.15, 1.0])
@@ -221,13 +223,13 @@ def _name(number: int | None) -> str:
 
 
 def _draw_density(axis: Axes, x: np.ndarray, y: np.ndarray, scale: str) -> None:
-    """Points too many for dots: counted in hexagons."""
+    """Plot the number of points in each hexagonal bin."""
     cells = axis.hexbin(x, y, xscale=scale, yscale=scale, gridsize=45, bins="log", mincnt=1, cmap="viridis", lw=0.1)
     axis.figure.colorbar(cells, ax=axis, format=FuncFormatter(_format_plain), pad=0.02).set_label("count", size=7)
 
 
 def draw_angles(buses: list[BusFacts]) -> bytes | None:
-    """The steering angle nearest each frame, and how it goes with the yaw rate; None without angles."""
+    """Plot the histogram of the frames' steering angles, and the yaw rate over the angle; None without angles."""
     angles = [turn.angle for facts in buses for turn in facts.turns.values() if abs(turn.angle) <= LARGEST_MAGNITUDE]
     if not angles:
         return None
@@ -236,7 +238,7 @@ def draw_angles(buses: list[BusFacts]) -> bytes | None:
     def draw_histogram(axis: Axes) -> None:
         widest = max(map(abs, angles))
         step = 5 if widest < 180 else 10
-        edges = step * (np.arange(-(widest // step) - 1, widest // step + 3) - 0.5)  # a bar stands for straight on
+        edges = step * (np.arange(-(widest // step) - 1, widest // step + 3) - 0.5)  # one bar is centred at 0
         axis.hist(angles, bins=edges, color=_BLUE)
         axis.set_yscale("log")
         axis.set_ylim(bottom=0.7)

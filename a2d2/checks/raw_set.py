@@ -1,4 +1,4 @@
-"""A raw set as it lies on disk: its listing, and the units that a pool of workers reads."""
+"""A raw dataset on disk: its listing, and the units that a pool of workers reads."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from a2d2.frames import RAW_KINDS, Frame, bus_path, find_bus_root, find_calibrat
 
 @dataclass(frozen=True)
 class RawSet:
-    """A raw root, listed but not read. `kind`: "boxes" or "semantic"; `cameras` is empty where the calibration cannot
-    be read, and `calibration_error` says why; `every`: each that many-th frame is read."""
+    """A raw dataset whose files are listed but not read. `kind`: "boxes" or "semantic"; `index`: frame -> kinds of its
+    files; `cameras`: empty if the calibration cannot be read; `calibration_error`: the reason, else ""; `every`: one
+    frame in so many is read."""
 
     root: Path
     kind: str
@@ -24,7 +25,7 @@ class RawSet:
     every: int = 1
 
     def list_units(self) -> list:
-        """What there is to read: names of scenes with a bus file (they take longest), then frames with their kinds."""
+        """The units of work: names of scenes with a bus file, which take longest, then (frame, kinds of its files)."""
         frames = list(self.index.items())[:: self.every]
         return [*self.list_bus_scenes(), *frames]
 
@@ -35,7 +36,7 @@ class RawSet:
 
 
 def open_set(root: Path, calibration: Path | None = None, bus_root: Path | None = None, every: int = 1) -> RawSet:
-    """List a raw root; the files that belong to it are looked for where they usually lie unless they are named."""
+    """List a raw dataset. `calibration` and `bus_root` are by default searched in the usual folders."""
     root = Path(root)
     index = index_frames(root, RAW_KINDS)
     has_boxes = any("label3D" in kinds for kinds in index.values()) or root.resolve().name.endswith("bboxes")
@@ -52,19 +53,19 @@ def open_set(root: Path, calibration: Path | None = None, bus_root: Path | None 
 def read_unit(
     unit: str | tuple, cameras: dict[str, Camera], bus_root: Path | None, decode_pictures: bool
 ) -> FrameFacts | BusFacts:
-    """On a worker: one unit of `RawSet.list_units`."""
+    """Read one unit of `RawSet.list_units`; runs on a worker."""
     if isinstance(unit, str):
         return read_bus_scene(unit, bus_root)
     return read_frame(*unit, cameras, decode_pictures)
 
 
 def bind_reader(raw: RawSet, decode_pictures: bool) -> partial:
-    """What a pool calls with each unit of this set."""
+    """The function that a pool calls with each unit of this dataset."""
     return partial(read_unit, cameras=raw.cameras, bus_root=raw.bus_root, decode_pictures=decode_pictures)
 
 
-def blame_unit(unit: str | tuple, reason: str) -> FrameFacts | BusFacts:
-    """The facts of a unit that was never read, because it took its worker with it."""
+def mark_damaged(unit: str | tuple, reason: str) -> FrameFacts | BusFacts:
+    """The facts of a unit that could not be read because its worker died: all its files count as damaged."""
     if isinstance(unit, str):
         return BusFacts(unit, damaged=reason)
     return FrameFacts(unit[0], damaged=dict.fromkeys(unit[1], reason))
@@ -79,7 +80,7 @@ def count_files(raw: RawSet) -> dict[tuple[str, str], Counter]:
 
 
 def list_damaged(raw: RawSet, frames: list[FrameFacts], buses: list[BusFacts]) -> list[dict[str, str]]:
-    """{"file", "reason"} of each damaged file, sorted; of a bus file with bad items, one row an item."""
+    """{"file", "reason"} of each damaged file, sorted; a bus file has one row for each damaged item."""
     rows = [
         {"file": str(facts.frame.path(kind)), "reason": reason}
         for facts in frames

@@ -1,4 +1,4 @@
-"""What `preprocessing/check.py` tells its user of one raw set: a readable table, and the same and more as JSON."""
+"""The report of `preprocessing/check.py` on one raw dataset: a printed table, and a JSON with more details."""
 
 import shutil
 import textwrap
@@ -22,7 +22,7 @@ _COUNTS = (*RAW_KINDS, "bus items", "known")
 
 @dataclass(frozen=True)
 class Report:
-    """The checks of a raw set, with the facts they were made from."""
+    """The checks of a raw dataset, and the facts that they used."""
 
     raw: RawSet
     frames: list[FrameFacts]
@@ -30,12 +30,13 @@ class Report:
     checks: list[Check]
 
     def list_failed(self) -> list[str]:
-        """Names of the checks that differ and that training depends on."""
+        """Names of the checks whose verdict is "differs" and that training depends on."""
         return [check.name for check in self.checks if check.fails]
 
     def list_counts(self) -> list[dict[str, object]]:
-        """One row for each scene and camera: files of each kind, and where they exist, bus items and known frames."""
-        items = {facts.scene: len(facts.moments) for facts in self.buses}
+        """One row for each scene and camera: number of files of each kind, of bus items and of known frames; None if
+        there are no such items or the number is unknown."""
+        items = {facts.scene: len(facts.timestamps) for facts in self.buses}
         known = BOX_SCENES if self.raw.kind == "boxes" else {}
         rows = []
         for (scene, view), counts in count_files(self.raw).items():
@@ -45,7 +46,7 @@ class Report:
         return rows
 
     def describe(self) -> dict:
-        """The report as JSON holds it."""
+        """The content of check.json."""
         rows = [
             {
                 "name": check.name,
@@ -71,9 +72,9 @@ class Report:
         return _make_plain(report)
 
     def format(self, width: int | None = None) -> str:
-        """The readable report: numbers of files, a line for each check, the damaged files."""
+        """The printed report: numbers of files, one row for each check, the damaged files. `width`: in characters."""
         width = width or max(100, min(160, shutil.get_terminal_size((120, 24)).columns))
-        lines = [f"{self.raw.root}: {len(self.raw.index):,} frames, taken for the {self.raw.kind} set", ""]
+        lines = [f"{self.raw.root}: {len(self.raw.index):,} frames, checked as the {self.raw.kind} set", ""]
         lines.append(f"{'scene':<17}{'camera':<14}" + "".join(f"{name:>13}" for name in _COUNTS))
         for row in self.list_counts():
             numbers = "".join(f"{'-' if row[name] is None else row[name]:>13}" for name in _COUNTS)
@@ -88,7 +89,7 @@ class Report:
         return "\n".join(lines)
 
     def summarise(self) -> str:
-        """One line: how many of each verdict, and the failures that count by name."""
+        """One line: number of checks of each verdict, and names of the failed checks that training depends on."""
         verdicts = Counter(check.verdict for check in self.checks)
         text = f"{verdicts[OK]} ok, {verdicts[DIFFERS]} differ, {verdicts[NOT_CHECKABLE]} not checkable"
         failed = self.list_failed()
@@ -96,7 +97,7 @@ class Report:
 
 
 def build_report(raw: RawSet, facts: Iterable[FrameFacts | BusFacts]) -> Report:
-    """Judge what reading the set's units gave, in whatever order it came."""
+    """Check the facts that reading the units gave; they may be in any order."""
     facts = list(facts)
     frames = sorted((found for found in facts if isinstance(found, FrameFacts)), key=lambda found: found.frame)
     buses = sorted((found for found in facts if isinstance(found, BusFacts)), key=lambda found: found.scene)
@@ -104,7 +105,7 @@ def build_report(raw: RawSet, facts: Iterable[FrameFacts | BusFacts]) -> Report:
 
 
 def _make_plain(value: object) -> object:
-    """What JSON can hold: a number that is none becomes its name."""
+    """A value that JSON can hold: NaN and infinity become strings."""
     if isinstance(value, dict):
         return {str(key): _make_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Whether a raw set is what this project assumes of A2D2: a verdict on each assumption.
+"""Checks whether a raw dataset is as this project assumes: a verdict on each assumption.
 
-The checks are those of docs/a2d2-format.md, section 11. Each says what was found and one of three verdicts: "ok",
-"differs", or "not checkable" where the files it needs are missing.
+The checks are those of docs/a2d2-format.md, section 11. Each reports what was found and one of three verdicts: "ok",
+"differs", or "not checkable" if the files that it needs are missing.
 """
 
 import json
@@ -37,7 +37,7 @@ from a2d2.splits import split_frames
 
 
 def check_set(raw: RawSet, frames: list[FrameFacts], buses: list[BusFacts]) -> list[Check]:
-    """All checks, in the order of ASSUMPTIONS. `frames`, `buses`: what reading the units gave, sorted."""
+    """All checks, in the order of ASSUMPTIONS. `frames`, `buses`: the facts of the units, sorted."""
     checks = [
         *_check_calibration(raw),
         *_check_listing(raw),
@@ -70,9 +70,9 @@ def _check_lens(raw: RawSet) -> Check:
         return skip_check("lens", f"no calibration of {MAIN_VIEW}")
     recorded, known = (np.array(list(points), dtype=np.float64) for points in (LENS_POINTS, LENS_POINTS.values()))
     try:
-        # the same lens over another number of pixels is the same lens
+        # LENS_POINTS are pixels of FULL_SIZE; a recording of another size has the same lens
         found = camera.undistort(map_centres(recorded, FULL_SIZE, camera.recorded_size))
-    except Exception as error:  # numbers that are no camera, whatever OpenCV makes of them
+    except Exception as error:  # OpenCV may raise anything on numbers that describe no camera
         return make_check("lens", False, f"the calibration of {MAIN_VIEW} cannot be used ({error})")
     error = float(np.abs(map_centres(found, camera.size, FULL_SIZE) - known).max())
     return make_check("lens", error <= LENS_PIXELS, f"off by up to {error:.2f} px", largest_px=error)
@@ -80,18 +80,18 @@ def _check_lens(raw: RawSet) -> Check:
 
 def _check_colour_list(root: Path) -> Check:
     path = next(
-        (place / "class_list.json" for place in (root, root.parent) if (place / "class_list.json").is_file()), None
+        (folder / "class_list.json" for folder in (root, root.parent) if (folder / "class_list.json").is_file()), None
     )
     if path is None:
         return skip_check("colour_list", "no class_list.json")
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
-            raise ValueError("no object")
+            raise ValueError("expected an object")
     except (OSError, ValueError) as error:
         return make_check("colour_list", False, f"{path} is no JSON file of colours ({error})")
     other = sorted(key for key in found.keys() | COLOUR_NAMES.keys() if found.get(key) != COLOUR_NAMES.get(key))
-    text = f"{len(found)} colours" + (f", {len(other)} otherwise: {format_some(other)}" if other else "")
+    text = f"{len(found)} colours" + (f", {len(other)} differ: {format_some(other)}" if other else "")
     return make_check("colour_list", not other, text, differing=other)
 
 
@@ -103,11 +103,11 @@ def _check_listing(raw: RawSet) -> Iterator[Check]:
 
 
 def _check_box_counts(raw: RawSet) -> Check:
-    """A kind of which the set has no file at all was left out on purpose, and is not held against each scene."""
+    """A kind of file that the whole dataset lacks was left out on purpose, so it is not compared."""
     counts = {scene: count for (scene, view), count in count_files(raw).items() if view == MAIN_VIEW}
     here = [scene for scene in BOX_SCENES if scene in counts]
     if not here:
-        return skip_check("frame_counts", "no scene whose number is known")
+        return skip_check("frame_counts", "no scene whose number of frames is known")
     kinds = [kind for kind in RAW_KINDS if any(kind in count for count in counts.values())]
     other = {
         scene: {"known": BOX_SCENES[scene]} | {kind: counts[scene][kind] for kind in kinds}
@@ -115,7 +115,7 @@ def _check_box_counts(raw: RawSet) -> Check:
         if any(counts[scene][kind] != BOX_SCENES[scene] for kind in kinds)
     }
     total = sum(BOX_SCENES[scene] for scene in here)
-    text = f"{len(here) - len(other)} of {len(here)} scenes that are here have the known numbers ({total:,} frames)"
+    text = f"{len(here) - len(other)} of {len(here)} scenes of this dataset have the known numbers ({total:,} frames)"
     if other:
         scene, numbers = next(iter(other.items()))
         shown = ", ".join(f"{kind} {number}" for kind, number in numbers.items() if kind != "known")
@@ -193,13 +193,13 @@ def _check_times(raw: RawSet, frames: list[FrameFacts]) -> Check:
     ]
     if not frames:
         return skip_check("frame_times", "no camera JSON that can be read")
-    lacking = [str(facts.frame) for facts in frames if facts.moment is None]
-    known = [facts for facts in frames if facts.moment is not None]
+    lacking = [str(facts.frame) for facts in frames if facts.timestamp is None]
+    known = [facts for facts in frames if facts.timestamp is not None]
     falling = [
         str(later.frame)
         for earlier, later in pairwise(known)
         if (earlier.frame.scene, earlier.frame.view) == (later.frame.scene, later.frame.view)
-        and later.moment <= earlier.moment
+        and later.timestamp <= earlier.timestamp
     ]
     text = f"cam_tstamp in {len(known):,} of {len(frames):,}"
     text += f"; none in {format_some(lacking)}" if lacking else ""
@@ -219,7 +219,7 @@ def _check_pictures(raw: RawSet, frames: list[FrameFacts]) -> Check:
                 other.append(facts.frame.path(kind).name)
     if not types:
         return skip_check("picture_type", "no pictures that can be read")
-    text = format_counts(types) + (f"; other than it should be: {format_some(other)}" if other else "")
+    text = format_counts(types) + (f"; of another type or size: {format_some(other)}" if other else "")
     return make_check("picture_type", not other, text, types=dict(types), other=other)
 
 

@@ -1,12 +1,12 @@
-"""Fetches A2D2: resumes, verifies and unpacks its archives, or syncs single objects where the archives are gone.
+"""Fetches A2D2: resumes, verifies and unpacks its archives, or fetches single objects if the archives are gone.
 
 sh get_data.sh                            # boxes, bus and calibration, into Datasets/
-sh get_data.sh boxes --delete-archives    # frees the archive's space once it is unpacked
-sh get_data.sh --verify                   # checks what is here against what was recorded when it arrived
+sh get_data.sh boxes --delete-archives    # deletes the archive once it is unpacked
+sh get_data.sh --verify                   # compares the local files with the checksums recorded at download
 
-It runs before anything is installed, so it needs Python 3.9 and the standard library alone. The archives and what
-they hold are described in docs/a2d2-format.md, sections 1 and 2.1. Everything is written under a temporary name
-that ends in `.part` and renamed when it is whole, so a run can be killed at any moment and started again.
+It runs before anything is installed, so it needs only Python 3.9 and the standard library. docs/a2d2-format.md,
+sections 1 and 2.1, describe the archives and their content. Every file is written under a temporary name that ends in
+`.part` and renamed when it is complete, so a run can be killed at any time and started again.
 """
 
 import argparse
@@ -18,16 +18,16 @@ import sys
 from pathlib import Path
 
 from a2d2.download.errors import DownloadError
-from a2d2.download.parts import Order, find_present_parts, get_parts, verify
+from a2d2.download.parts import Settings, find_present_parts, get_parts, verify
 from a2d2.download.sets import DEFAULT_PARTS, PARTS
 
 ARCHIVES_URL = "https://aev-autonomous-driving-dataset.s3.eu-central-1.amazonaws.com"
-# Recent pages name this bucket, with single objects in place of archives. Nobody has checked yet that it answers.
+# Recent pages name this bucket, which has single objects in place of archives. It has not been tested yet.
 OBJECTS_URL = "https://audi-autonomous-driving-dataset.s3.amazonaws.com"
 
 
 def read_url(variable: str, default: str, parser: argparse.ArgumentParser) -> str:
-    """A base URL from the environment, without a slash at its end."""
+    """A base URL from the environment variable, without a slash at its end."""
     url = os.environ.get(variable) or default
     if not re.match(r"https?://[^/]", url):
         parser.error(f"{variable} is {url!r}, but it must begin with http:// or https://")
@@ -35,12 +35,12 @@ def read_url(variable: str, default: str, parser: argparse.ArgumentParser) -> st
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The command line, checked; wrong use ends the program with exit code 2."""
+    """Parse and check the command line; wrong use ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
         prog="get_data.sh",
-        description="Fetches A2D2 (licence CC BY-ND 4.0). Stop it and start it again at any time: it goes on.",
-        epilog="A2D2_URL: where the archives are; A2D2_OBJECTS_URL: the bucket of single objects, used where they are "
-        "not. Exit codes: 0 done, 1 an error, 2 wrong use, 75 stopped, run again to go on.",
+        description="Fetches A2D2 (licence CC BY-ND 4.0). It can be stopped at any time; the same command resumes.",
+        epilog="Environment: A2D2_URL: server of the archives; A2D2_OBJECTS_URL: bucket of single objects, used if "
+        "that server has no archive. Exit codes: 0 done, 1 error, 2 wrong use, 75 stopped: the same command resumes.",
     )
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: {', '.join(DEFAULT_PARTS)})"
@@ -52,8 +52,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="the folder for all parts (default: Datasets in this repository)",
     )
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--verify", action="store_true", help="fetch nothing, check what is here (default: all parts)")
-    action.add_argument("--delete-archives", action="store_true", help="remove each archive once it is unpacked")
+    action.add_argument(
+        "--verify", action="store_true", help="fetch nothing, check the local files (default: all parts)"
+    )
+    action.add_argument("--delete-archives", action="store_true", help="delete each archive once it is unpacked")
     options = parser.parse_args(arguments)
     for name in options.parts:
         if name not in PARTS:
@@ -66,27 +68,27 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; returns its exit code (0, 1, or 75 when it was stopped and can go on)."""
+    """Runs the command; returns its exit code (0, 1, or 75 if it was stopped)."""
     options = parse_arguments(arguments)
-    order = Order(options.into, options.archives_url, options.objects_url, options.delete_archives)
+    settings = Settings(options.into, options.archives_url, options.objects_url, options.delete_archives)
     try:
         if options.verify:
-            return verify(tuple(options.parts) or find_present_parts(order.into) or PARTS, order)
-        get_parts(tuple(dict.fromkeys(options.parts)) or DEFAULT_PARTS, order)
+            return verify(tuple(options.parts) or find_present_parts(settings.into) or PARTS, settings)
+        get_parts(tuple(dict.fromkeys(options.parts)) or DEFAULT_PARTS, settings)
     except DownloadError as error:
         print(f"get_data.sh: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"get_data.sh: {error}; what has arrived in {order.into} is kept, run this again", file=sys.stderr)
+        print(f"get_data.sh: {error}; what was downloaded to {settings.into} is kept, run this again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nget_data.sh: stopped; what has arrived is kept, run the same command to go on", file=sys.stderr)
+        print("\nget_data.sh: stopped; what was downloaded is kept, run the same command to resume", file=sys.stderr)
         return 75
     return 0
 
 
 def stop_on_signal(_number: int, _frame: object) -> None:
-    """Makes a polite kill end like Ctrl-C."""
+    """Makes SIGTERM end the program as Ctrl-C does."""
     raise KeyboardInterrupt
 
 

@@ -1,12 +1,12 @@
-"""What can go wrong with a download, and who hears of it."""
+"""The errors of a download; DownloadError and its subclasses are shown to the user."""
 
 
 class DownloadError(Exception):
-    """What went wrong and what to do, in one line for the user."""
+    """An error for the user; the message is one line: what went wrong and what to do."""
 
 
 class MissingError(DownloadError):
-    """The server answers, but it does not have this file (403, 404 or 410)."""
+    """The server does not have this file (status 403, 404 or 410)."""
 
 
 class WrongContentError(DownloadError):
@@ -14,7 +14,7 @@ class WrongContentError(DownloadError):
 
 
 class InterruptedTransferError(Exception):
-    """The transfer broke off in a way that another try may mend. `pause_s`: the server's own wish, or 0."""
+    """The transfer failed in a way that a retry may fix. `pause_s`: seconds that the server asks to wait, or 0."""
 
     def __init__(self, reason: str, pause_s: float = 0.0):
         super().__init__(reason)
@@ -22,7 +22,7 @@ class InterruptedTransferError(Exception):
 
 
 class OverlongPartError(Exception):
-    """The server's file is shorter than what is here of it."""
+    """The partial file is longer than the server's file."""
 
 
 class StoppedError(Exception):

@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, with room checked first and one run at a time in a folder."""
+"""Files on disk: atomic writes, checks of free space, checksums, and the lock of a folder."""
 
 import fcntl
 import hashlib
@@ -14,19 +14,19 @@ CHUNK = 1 << 20
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes `content` to `path`, whole or not at all."""
+    """Writes `content` to `path` atomically."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     temporary.replace(path)
 
 
 def add_part_suffix(path: Path) -> Path:
-    """The name under which `path` is written until it is whole. Always the same, so a rerun clears what it left."""
+    """The temporary name of `path` while it is incomplete. It is always the same, so a rerun overwrites it."""
     return path.with_name(path.name + ".part")
 
 
 def publish(part: Path, target: Path) -> None:
-    """Gives a finished file its final name, after its bytes have reached the disk."""
+    """Renames a complete file to its final name, after its bytes have been flushed to the disk."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(target)
@@ -38,18 +38,18 @@ def has_size(path: Path, size: int) -> bool:
 
 
 def check_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raises DownloadError when the disk that holds `folder` has fewer than `needed` bytes free."""
+    """Raises DownloadError if the disk of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
             f"{purpose}: {format_bytes(needed)} are needed in {folder}, {format_bytes(free)} are free: "
-            "make room, or choose another disk with --into"
+            "free some space, or choose another disk with --into"
         )
 
 
 def compute_digests(path: Path, algorithms: tuple[str, ...], label: str) -> dict[str, str]:
     """{algorithm: hex digest} of a file, in one pass."""
-    # A strict system refuses md5 unless it is told that nothing secret depends on it.
+    # Systems in FIPS mode refuse md5 without usedforsecurity=False.
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     with path.open("rb") as file, Progress(label) as progress:
         progress.start(0, path.stat().st_size)
@@ -60,10 +60,10 @@ def compute_digests(path: Path, algorithms: tuple[str, ...], label: str) -> dict
     return {name: one.hexdigest() for name, one in hashes.items()}
 
 
-def hold_folder(folder: Path) -> int:
-    """Takes the lock of a folder, so that two runs never write the same `.part`; returns what to close at the end.
+def lock_folder(folder: Path) -> int:
+    """Locks a folder, so that two runs never write the same `.part`; returns the file descriptor to close at the end.
 
-    Raises DownloadError when another run has it. A file system without locks is used without.
+    Raises DownloadError if another run has locked it. On a file system without locks, the folder stays unlocked.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Single objects of a bucket, for where the archives are gone."""
+"""Fetches the single objects of a bucket, for sets whose archives are gone."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from a2d2.download.checksums import fetch_md5_list
 from a2d2.download.errors import DownloadError, InterruptedTransferError, MissingError, WrongContentError
 from a2d2.download.files import add_part_suffix
 from a2d2.download.progress import Progress
-from a2d2.download.sets import check_scenes, find_missing, find_place, write_marker
+from a2d2.download.sets import check_scenes, find_missing, find_relative_path, write_marker
 from a2d2.download.transfer import fill_part, open_url, retry
 
 OBJECT_THREADS = 8
@@ -27,7 +27,7 @@ class StoredObject:
     """One file of a set in a bucket."""
 
     key: str
-    place: str  # relative to the folder of the set
+    path: str  # relative to the folder of the set
     size: int
 
 
@@ -37,13 +37,13 @@ def read_listing(url: str) -> bytes:
         try:
             return response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise InterruptedTransferError(f"the listing broke off ({error})") from error
+            raise InterruptedTransferError(f"the connection broke within the listing ({error})") from error
 
 
 def list_objects(url: str, folder: str, progress: Progress) -> list[StoredObject]:
-    """All files of a set in a bucket, by S3's ListObjectsV2, a thousand a page.
+    """All files of a set in a bucket, by S3's ListObjectsV2 with 1000 files a page.
 
-    Raises MissingError, WrongContentError for a page that is no listing, and DownloadError.
+    Raises MissingError, WrongContentError for a page that is no listing, and DownloadError for other errors.
     """
     query = {"list-type": "2", "prefix": f"{folder}/"}
     found = {}
@@ -56,30 +56,30 @@ def list_objects(url: str, folder: str, progress: Progress) -> list[StoredObject
             raise WrongContentError(f"{address}: this is not a listing but {page[:60]!r}") from error
         for entry in root.iterfind("{*}Contents"):
             key = entry.findtext("{*}Key", "")
-            # A key that ends in a slash is a folder that somebody made by hand.
+            # A key that ends in a slash is a folder that was created by hand.
             if not key.endswith("/"):
-                place = find_place(key, folder, url)
-                found[place] = StoredObject(key, place, int(entry.findtext("{*}Size", "")))
+                path = find_relative_path(key, folder, url)
+                found[path] = StoredObject(key, path, int(entry.findtext("{*}Size", "")))
         if root.findtext("{*}IsTruncated") != "true":
             return list(found.values())
         token = root.findtext("{*}NextContinuationToken", "")
         if token in ("", query.get("continuation-token")):
-            raise WrongContentError(f"{address}: the listing says that it goes on, but not where")
+            raise WrongContentError(f"{address}: the listing is truncated, but has no token for the next page")
         query["continuation-token"] = token
 
 
 def fetch_object(url: str, stored: StoredObject, target: Path, md5: str, progress: Progress) -> None:
-    """Fetches one object to its place; `md5` is "" where the server lists none."""
-    path = target / stored.place
+    """Fetches one object into the folder `target`; `md5` is "" if the server lists none."""
+    path = target / stored.path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = add_part_suffix(path)
     address = f"{url}/{urllib.parse.quote(stored.key)}"
 
-    def admit(_start: int, total: int) -> None:
+    def on_start(_start: int, total: int) -> None:
         if total != stored.size:
-            raise WrongContentError(f"{address}: {total} bytes, but the listing says {stored.size}: run this again")
+            raise WrongContentError(f"{address}: {total} bytes, but {stored.size} in the listing: run this again")
 
-    fill_part(address, part, lambda head: True, admit, progress)
+    fill_part(address, part, lambda head: True, on_start, progress)
     if md5 and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() != md5:
         part.unlink()
         raise DownloadError(f"{address}: its md5 is not the one on the server's list: run this again")
@@ -87,12 +87,12 @@ def fetch_object(url: str, stored: StoredObject, target: Path, md5: str, progres
 
 
 def sync_objects(url: str, target: Path, archives: Path, label: str) -> None:
-    """Fetches what is missing of a set, object by object. Raises MissingError where the bucket has none of it."""
+    """Fetches the missing files of a set, object by object. Raises MissingError if the bucket lists no file."""
     with Progress(label) as progress:
         entries = list_objects(url, target.name, progress)
         if not entries:
             raise MissingError(f"{url} lists nothing under {target.name}/")
-        check_scenes([entry.place for entry in entries], f"{url}/{target.name}/")
+        check_scenes([entry.path for entry in entries], f"{url}/{target.name}/")
         target.mkdir(parents=True, exist_ok=True)
         missing = find_missing(target, entries, f"to fetch {target.name}")
         listed = fetch_md5_list(f"{url}/CHECKSUMS.txt", archives / "checksums_objects.txt", target.name)
@@ -104,7 +104,7 @@ def sync_objects(url: str, target: Path, archives: Path, label: str) -> None:
 def fetch_objects(
     url: str, missing: list[StoredObject], target: Path, listed: dict[str, str], progress: Progress
 ) -> None:
-    """Fetches objects on several threads; the first error stops them all."""
+    """Fetches objects on several threads; the first error stops all of them."""
     waiting = queue.SimpleQueue()
     for entry in missing:
         waiting.put(entry)

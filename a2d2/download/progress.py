@@ -1,4 +1,4 @@
-"""What the user sees while bytes arrive: one line with share, rate and time left."""
+"""The progress line of a download: share, rate and time left."""
 
 import sys
 import threading
@@ -9,7 +9,7 @@ from a2d2.download.errors import StoppedError
 
 
 def format_bytes(count: int) -> str:
-    """`count` bytes as a person says it, in powers of 1000 as disks are sold: "48.0 GB"."""
+    """`count` bytes as readable text, in powers of 1000: "48.0 GB"."""
     if count < 1000:
         return f"{count} B"
     size = float(count)
@@ -28,10 +28,10 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """One line with share, rate and time left: redrawn on a terminal, printed once a minute into a file.
+    """A line with share, rate and time left: redrawn on a terminal, printed once a minute into a file.
 
-    `with Progress(label) as progress` leaves the terminal at the start of a fresh line. Threads may share it. Once
-    `stop` is set, `add` and `wait` raise StoppedError.
+    After `with Progress(label) as progress`, the terminal is at the start of a new line. Threads may share an instance.
+    Once `stop` is set, `add` and `wait` raise StoppedError.
     """
 
     RATE_WINDOW_S = 20.0
@@ -54,14 +54,14 @@ class Progress:
             self._end_line()
 
     def start(self, done: int, total: int) -> None:
-        """Sets the count to `done` of `total` bytes; what was done before does not enter the rate."""
+        """Sets the count to `done` of `total` bytes; earlier bytes do not count for the rate."""
         with self._lock:
             self._done, self._total = done, total
             self._samples = deque([(time.monotonic(), done)])
             self._shown = time.monotonic()
 
     def add(self, count: int) -> None:
-        """Counts `count` more bytes and draws the line if it is time."""
+        """Adds `count` bytes and redraws the line if it is due."""
         if self.stop.is_set():
             raise StoppedError
         with self._lock:
@@ -75,12 +75,12 @@ class Progress:
                 self._draw()
 
     def wait(self, seconds: float) -> None:
-        """Sleeps, but not longer than the run lasts."""
+        """Sleeps for `seconds`; raises StoppedError as soon as `stop` is set."""
         if self.stop.wait(seconds):
             raise StoppedError
 
     def note(self, text: str) -> None:
-        """Prints a line of its own."""
+        """Prints a message on a separate line."""
         with self._lock:
             self._end_line()
             print(f"{self.label}: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it broke off, tried again, and refused if it is something else."""
+"""Fetches one file over HTTP: resumes it, retries, and refuses a response with other content."""
 
 import email.utils
 import http.client
@@ -24,21 +24,21 @@ from a2d2.download.files import CHUNK
 from a2d2.download.progress import Progress, format_bytes
 
 BLOCK = 512  # of a tar
-# The last bytes that a killed run wrote are fetched again: after a power cut they may be zeros.
+# The last bytes that an earlier run wrote are fetched again, because after a power failure they may be zeros.
 OVERLAP = 1 << 16
-# Waits before each new try. A try that brought new bytes starts the list again.
+# Pauses before each retry. After an attempt that fetched new bytes, the list starts again.
 RETRY_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0)
 TIMEOUT_S = 30
 MD5_LINE = re.compile(r"([0-9a-fA-F]{32})\s+\*?(?:\./)?(\S.*)")
 
 
 def open_url(url: str, start: int = 0) -> http.client.HTTPResponse:
-    """Asks for `url` from byte `start` on.
+    """Requests `url` from byte `start` on.
 
-    Raises MissingError, InterruptedTransferError for what may pass (no connection, 408, 429, 5xx), OverlongPartError
-    when the file ends before `start`, and DownloadError for the rest.
+    Raises MissingError, InterruptedTransferError for temporary errors (no connection, 408, 429, 5xx), OverlongPartError
+    if the file ends before `start`, and DownloadError for other errors.
     """
-    # Without `identity`, a proxy may compress the answer, and its length would be that of other bytes.
+    # Without `identity`, a proxy may compress the response, and Content-Length would count the compressed bytes.
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -46,25 +46,25 @@ def open_url(url: str, start: int = 0) -> http.client.HTTPResponse:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
-        answer = f"the server answers {error.code} {error.reason}"
+        status = f"the server responds with {error.code} {error.reason}"
         if error.code in (403, 404, 410):
-            raise MissingError(f"{url}: {answer}") from error
+            raise MissingError(f"{url}: {status}") from error
         if error.code == 416:
             raise OverlongPartError from error
         if error.code in (408, 429) or error.code >= 500:
-            wish = error.headers.get("Retry-After", "")
-            pause_s = min(float(wish), 600.0) if wish.isdigit() else 0.0
-            raise InterruptedTransferError(answer, pause_s) from error
-        raise DownloadError(f"{url}: {answer}") from error
+            retry_after = error.headers.get("Retry-After", "")
+            pause_s = min(float(retry_after), 600.0) if retry_after.isdigit() else 0.0
+            raise InterruptedTransferError(status, pause_s) from error
+        raise DownloadError(f"{url}: {status}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise DownloadError(f"{url}: its certificate is not trusted here ({reason.verify_message})") from error
-        raise InterruptedTransferError(f"no answer ({reason})") from error
+        raise InterruptedTransferError(f"no response ({reason})") from error
 
 
 def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body as it arrives. A broken connection raises InterruptedTransferError, so that an OSError is the disk's."""
+    """The chunks of the body. A broken connection raises InterruptedTransferError, an OSError comes from the disk."""
     while True:
         try:
             chunk = response.read1(CHUNK)
@@ -76,18 +76,18 @@ def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def read_extent(url: str, response: http.client.HTTPResponse) -> tuple[int, int]:
-    """(first byte that this answer brings, size of the whole file)."""
+    """(index of the first byte in this response, size of the whole file)."""
     if response.status == 206:
         extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if extent:
             return int(extent[1]), int(extent[2])
     elif response.headers.get("Content-Length", "").isdigit():
         return 0, int(response.headers["Content-Length"])
-    raise DownloadError(f"{url}: the server does not say how long the file is, so nobody can tell when it is whole")
+    raise DownloadError(f"{url}: the server does not send the file's size, so a complete file cannot be recognized")
 
 
 def was_modified_after(response: http.client.HTTPResponse, part: Path) -> bool:
-    """Whether the server's file is newer than the piece of it that is here, which then belongs to an older one."""
+    """Whether the server's file is newer than `part`, which is then a part of an older file."""
     try:
         modified = email.utils.parsedate_to_datetime(response.headers["Last-Modified"]).timestamp()
     except (TypeError, ValueError):
@@ -104,7 +104,7 @@ def drop_bytes(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
 
 
 def check_start(url: str, chunks: Iterator[bytes], fits: Callable[[bytes], bool], length: int) -> Iterator[bytes]:
-    """The same chunks, once their first `length` bytes are found to be of the kind asked for."""
+    """The same chunks, after a check of their first `length` bytes; WrongContentError if `fits` returns False."""
     head = b""
     while len(head) < length:
         try:
@@ -113,8 +113,8 @@ def check_start(url: str, chunks: Iterator[bytes], fits: Callable[[bytes], bool]
             raise InterruptedTransferError(f"the connection broke after {len(head)} bytes") from None
     if not fits(head[:length]):
         raise WrongContentError(
-            f"{url}: this is not the file but something that begins with {head[:60]!r}, perhaps an error page: "
-            "nothing of it was kept"
+            f"{url}: the content is not the file; it begins with {head[:60]!r}, perhaps an error page: nothing of it "
+            "was kept"
         )
     return itertools.chain([head], chunks)
 
@@ -123,10 +123,10 @@ def extend_part(
     url: str,
     part: Path,
     fits: Callable[[bytes], bool],
-    admit: Callable[[int, int], None],
+    on_start: Callable[[int, int], None],
     progress: Progress,
 ) -> None:
-    """One request: appends to `part` what it lacks of the file at `url`, or raises."""
+    """One request: appends to `part` the missing bytes of the file at `url`, or raises."""
     start = part.stat().st_size if part.exists() else 0
     try:
         response = open_url(url, start)
@@ -139,14 +139,14 @@ def extend_part(
             raise DownloadError(f"{url}: asked for the bytes from {start} on, the server sent those from {first} on")
         chunks = read_chunks(response)
         if first == 0:
-            # Before anything is concluded from its size and date: an error page must not cost what is here.
+            # This check comes before those of size and date, so that an error page does not delete `part`.
             chunks = check_start(url, chunks, fits, min(total, BLOCK))
         if start and (was_modified_after(response, part) or total < start):
             part.unlink()
             raise InterruptedTransferError("the file has changed on the server: starting again")
-        admit(start, total)
+        on_start(start, total)
         if first < start:
-            # The server ignores ranges. Keeping what is here loses nothing if it is cut off once more.
+            # The server ignores ranges. `part` is kept, in case the connection breaks again before its end.
             chunks = drop_bytes(chunks, start)
         with part.open("ab") as file:
             for chunk in chunks:
@@ -158,7 +158,7 @@ def extend_part(
 
 
 def drop_tail(part: Path) -> None:
-    """Takes off the last bytes that an earlier run left, without making the file look newer than it is."""
+    """Removes the last bytes of an earlier run, and keeps the file's modification time."""
     state = part.stat()
     os.truncate(part, max(state.st_size - OVERLAP, 0))
     os.utime(part, ns=(state.st_atime_ns, state.st_mtime_ns))
@@ -167,10 +167,10 @@ def drop_tail(part: Path) -> None:
 def retry(
     attempt: Callable[[], object], url: str, progress: Progress, measure: Callable[[], int] = lambda: 0
 ) -> object:
-    """What `attempt()` returns, once it returns; it raises InterruptedTransferError where another try may help.
+    """Calls `attempt()` until it returns, and returns its result; it is retried if it raises InterruptedTransferError.
 
-    `measure()` says how many bytes are here: a try that brought none beyond the farthest so far counts as failed.
-    Raises DownloadError after as many failures in a row as there are pauses.
+    `measure()` returns the number of local bytes: an attempt that did not increase their maximum counts as failed.
+    Raises DownloadError after more failures in a row than there are pauses.
     """
     farthest, failures = measure(), 0
     while True:
@@ -182,8 +182,8 @@ def retry(
             farthest = max(here, farthest)
             if failures > len(RETRY_PAUSES_S):
                 raise DownloadError(
-                    f"{url}: {error}; {failures} tries in a row brought nothing new. What has arrived is kept: run the "
-                    "same command again later"
+                    f"{url}: {error}; {failures} tries in a row fetched nothing new. What was downloaded is kept: run "
+                    "the same command again later"
                 ) from error
             pause_s = max(RETRY_PAUSES_S[max(failures - 1, 0)], error.pause_s)
             progress.note(f"{error}; next try in {pause_s:.0f} s")
@@ -194,19 +194,19 @@ def fill_part(
     url: str,
     part: Path,
     fits: Callable[[bytes], bool],
-    admit: Callable[[int, int], None],
+    on_start: Callable[[int, int], None],
     progress: Progress,
 ) -> None:
-    """Fetches `url` into `part` until it is whole, from where an earlier run left it, with new tries when it breaks.
+    """Fetches `url` into `part` until it is complete; resumes an earlier run, and retries if the connection breaks.
 
-    `fits(first bytes)` says whether they are of the kind asked for; `admit(start, total)` hears how many bytes are
-    here and how many there are, before anything is written, and may raise. Raises MissingError, WrongContentError,
-    and DownloadError when all tries in a row have brought nothing; `part` then stays for the next run.
+    `fits(first bytes)` returns whether the content has the expected type. `on_start(start, total)` is called before
+    anything is written, with the number of local bytes and the size of the file, and may raise. Raises MissingError,
+    WrongContentError, and DownloadError if no retry fetched anything; `part` then stays for the next run.
     """
     if part.exists():
         drop_tail(part)
     retry(
-        lambda: extend_part(url, part, fits, admit, progress),
+        lambda: extend_part(url, part, fits, on_start, progress),
         url,
         progress,
         lambda: part.stat().st_size if part.exists() else 0,
@@ -214,7 +214,7 @@ def fill_part(
 
 
 def looks_like_tar(head: bytes) -> bool:
-    """Whether a file begins with a tar header whose checksum fits."""
+    """Whether a file begins with a tar header that has a valid checksum."""
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

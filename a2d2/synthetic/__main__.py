@@ -2,7 +2,7 @@
 
     python -m a2d2.synthetic --out Datasets/synthetic --scenes 64 --frames 8 --size 960x604
 
-Finished scenes are not written again, and the result depends on the options alone, not on the number of workers.
+Finished scenes are not written again. The files depend on the options only, not on the number of workers.
 """
 
 import argparse
@@ -24,12 +24,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("Datasets/synthetic"), help="folder of the set")
+    parser.add_argument("--out", type=Path, default=Path("Datasets/synthetic"), help="folder of the dataset")
     parser.add_argument("--scenes", type=int, default=64, help="number of scenes")
     parser.add_argument("--frames", type=int, default=8, help="frames of each scene")
     parser.add_argument("--size", type=_parse_size, default="960x604", help="size of the pictures")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another set")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     arguments = parser.parse_args()
     try:
         write_dataset(**vars(arguments))
@@ -37,7 +37,7 @@ def main() -> int:
         print(f"synthetic: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("synthetic: stopped; the same command goes on from here", file=sys.stderr)
+        print("synthetic: stopped; the same command resumes", file=sys.stderr)
         return 75
     return 0
 

@@ -1,7 +1,7 @@
-"""What sensors see of a synthetic street: rays cast from the camera's recorded pixels and from the lidars' beams.
+"""Ray casting in a synthetic street: rays of the camera's recorded pixels and of the lidars' beams.
 
-All is in the rig's frame (metres; x forward, y left, z up, origin at the front centre camera). A ray is a direction d
-from an origin o; it hits at o + t d. Camera rays have d[0] = 1, so their t is the depth along the optical axis.
+Coordinates are in the rig's frame (metres; x forward, y left, z up, origin at the front centre camera). A ray has a
+direction d and an origin o, and hits at o + t d. Camera rays have d[0] = 1, so t is the depth along the optical axis.
 """
 
 import math
@@ -27,7 +27,7 @@ _GROUND_LABELS = {
     "dashed": "Dashed line",
     "zebra": "Zebra crossing",
 }
-_NEAREST = 0.05  # metres; hits nearer than this are the sensor's own place
+_NEAREST = 0.05  # metres; nearer hits are ignored, because they are at the sensor itself
 
 
 # ---------------------------------------------------------------- geometry
@@ -39,7 +39,7 @@ def _turn(yaw: float) -> Float[np.ndarray, "3 3"]:
 
 
 def list_planes(solid: Solid) -> tuple[Float[np.ndarray, "6 3"], Float[np.ndarray, " 6"]]:
-    """A block as n . p <= d, in the order front, rear, left, right, top, bottom; n is not normalised."""
+    """The planes n . p <= d of a block, in the order front, rear, left, right, top, bottom; n is not normalised."""
     length, width, height = solid.size
     rear, front, side = (value / height for value in solid.taper)
     normals = np.array(
@@ -78,7 +78,7 @@ def hit_solid(
 
 
 def _list_corners(solids: tuple[Solid, ...]) -> Float[np.ndarray, "n 8 3"]:
-    """Corners of boxes that hold the solids."""
+    """Corners of the bounding boxes of the solids."""
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     half = np.array([solid.size for solid in solids]).reshape(-1, 1, 3) / 2 * signs
     yaw = np.array([solid.yaw for solid in solids])[:, None]
@@ -90,7 +90,7 @@ def _list_corners(solids: tuple[Solid, ...]) -> Float[np.ndarray, "n 8 3"]:
 def trace_rays(
     moment: Moment, origin: Float[np.ndarray, " 3"], rays: Float[np.ndarray, "n 3"]
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The first hit of each ray: t, inf for the sky, and the index of the solid, GROUND or SKY."""
+    """The first hit of each ray: t (inf for the sky), and the index of the solid, or GROUND or SKY."""
     azimuth = np.arctan2(rays[:, 1], rays[:, 0])
     order = np.argsort(azimuth)
     rays, azimuth = rays[order], azimuth[order]
@@ -115,7 +115,7 @@ def trace_rays(
 
 
 def measure_depth(moment: Moment, camera: Camera, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    """The scene's true depth in metres at undistorted pixels of `camera`, inf in the sky."""
+    """The ground-truth depth in metres at undistorted pixels of `camera`, inf in the sky."""
     tangents = (pixels - camera.matrix[:2, 2]) / np.array([camera.matrix[0, 0], camera.matrix[1, 1]])
     rays = np.concatenate([np.ones((len(tangents), 1)), -tangents], axis=1)
     return trace_rays(moment, np.zeros(3), rays)[0]
@@ -132,15 +132,15 @@ def list_camera_rays(camera: Camera) -> Float[np.ndarray, "h w 3"]:
 
 
 def find_rectangles(corners: Float[np.ndarray, "n 8 3"], camera: Camera) -> Int[np.ndarray, "n 4"]:
-    """Recorded pixels [x1, y1, x2, y2) that may show things with these corners; x1 >= x2 where none do."""
+    """Recorded pixels [x1, y1, x2, y2) that may show objects with these corners; x1 >= x2 if no pixel does."""
     width, height = camera.recorded_size
     hulls = np.full((len(corners), 4), np.nan)
-    before = (corners[..., 0] > NEAR_METRES).all(axis=1)
-    pixels = camera.project(corners[before].reshape(-1, 3)).reshape(-1, 8, 2)
-    hulls[before] = np.concatenate([pixels.min(axis=1), pixels.max(axis=1)], axis=1)
-    for number in np.flatnonzero(~before & (corners[..., 0] > NEAR_METRES).any(axis=1)):
+    ahead = (corners[..., 0] > NEAR_METRES).all(axis=1)
+    pixels = camera.project(corners[ahead].reshape(-1, 3)).reshape(-1, 8, 2)
+    hulls[ahead] = np.concatenate([pixels.min(axis=1), pixels.max(axis=1)], axis=1)
+    for number in np.flatnonzero(~ahead & (corners[..., 0] > NEAR_METRES).any(axis=1)):
         hulls[number] = find_hull(corners[number], camera)
-    margin = 0.12 * max(width, height)  # the lens pulls in what lies outside the undistorted image
+    margin = 0.12 * max(width, height)  # the distorted image shows a margin outside the undistorted image
     hulls[:, :2] = np.maximum(hulls[:, :2], -margin)
     hulls[:, 2:] = np.minimum(hulls[:, 2:], [width + margin, height + margin])
     seen = (hulls[:, :2] < hulls[:, 2:]).all(axis=1)
@@ -160,7 +160,7 @@ def find_rectangles(corners: Float[np.ndarray, "n 8 3"], camera: Camera) -> Int[
 
 @lru_cache(maxsize=1)
 def _noise() -> Float[np.ndarray, "512 512"]:
-    """A tile of smooth noise of several scales, standard deviation one."""
+    """A tile of smooth noise of several scales, with standard deviation 1; it repeats without seams."""
     rng = np.random.default_rng(7)
     total = np.zeros((512, 512), dtype=np.float32)
     for size in (8, 32, 128, 512):
@@ -173,20 +173,20 @@ def _noise() -> Float[np.ndarray, "512 512"]:
 
 
 def _sample_noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Noise at places given in tiles of 1 / 64 of its width."""
+    """Nearest value of the noise at (x, y), in units of 1 / 64 of the tile's width."""
     return _noise()[(y * 8).astype(np.int64) & 511, (x * 8).astype(np.int64) & 511]
 
 
 def _sample_smooth_noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The same between its values too, for what is seen larger than a value of the tile."""
-    places = np.stack([x, y]).astype(np.float32) * 8 % 512
-    parts = np.array_split(places, places.shape[1] // 30000 + 1, axis=1)  # OpenCV takes no longer rows
+    """The same with bilinear interpolation, for surfaces on which a value of the tile covers several pixels."""
+    positions = np.stack([x, y]).astype(np.float32) * 8 % 512
+    parts = np.array_split(positions, positions.shape[1] // 30000 + 1, axis=1)  # OpenCV accepts no longer rows
     sampled = [cv2.remap(_noise(), part[:1], part[1:], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP) for part in parts]
     return np.concatenate(sampled, axis=1)[0]
 
 
 def _paint_solid(solid: Solid, local: Float[np.ndarray, "n 3"], face: Int[np.ndarray, " n"]) -> np.ndarray:
-    """Colour of places on a solid, `local` from its centre; faces as in `list_planes`."""
+    """Colours of points on a solid; `local`: relative to its centre and axes; faces as in `list_planes`."""
     length, width, height = solid.size
     x, y, z = local.T
     up = z / height + 0.5
@@ -208,8 +208,8 @@ def _paint_solid(solid: Solid, local: Float[np.ndarray, "n 3"], face: Int[np.nda
         metres = z + height / 2
         radius = 0.33 if look in ("body", "van") else 0.48
         wheel = np.zeros(len(local), dtype=bool)
-        for place in (-0.32 * length, 0.32 * length):
-            wheel |= side & ((x - place) ** 2 + (metres - radius) ** 2 < radius**2)
+        for axle in (-0.32 * length, 0.32 * length):
+            wheel |= side & ((x - axle) ** 2 + (metres - radius) ** 2 < radius**2)
         if look == "truck":
             colour[x > 0.3 * length] *= 0.7
             band = (side & (x > 0.33 * length) & (x < 0.47 * length)) | ((face == 0) & (np.abs(y) < 0.45 * width))
@@ -251,12 +251,12 @@ def _find_normals(solid: Solid, local: np.ndarray, face: np.ndarray) -> np.ndarr
 
 
 def _find_ground(moment: Moment, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colour and label number (in _GROUND_LABELS) of places on the ground, given in the rig's frame."""
-    east, north, yaw = moment.place
+    """Colours and label numbers (indices of _GROUND_LABELS) of points on the ground, given in the rig's frame."""
+    east, north, yaw = moment.pose
     cos, sin = math.cos(yaw), math.sin(yaw)
     world_x, world_y = east + cos * x - sin * y, north + sin * x + cos * y
     s, d = np.empty_like(world_x), np.empty_like(world_y)
-    # row by row of the picture, from far to near: the nearer the places, the shorter the road to search
+    # in blocks of the picture's rows, from far to near: each block needs a short piece of the road only
     for begin in range(0, len(x), 20000):
         part = slice(begin, begin + 20000)
         low, high = moment.s + 0.5 * x[part].min() - 15, moment.s + 1.6 * x[part].max() + 15
@@ -298,7 +298,7 @@ def _paint_sky(moment: Moment, rays: np.ndarray) -> np.ndarray:
     share = np.clip(elevation * 2.2, 0, 1)[:, None] ** 0.7
     colour = share * np.array(light.zenith) + (1 - share) * np.array(light.horizon)
     height = np.maximum(rays[:, 2], 0.03)
-    heading = moment.place[2]
+    heading = moment.pose[2]
     x = np.cos(heading) * rays[:, 0] - np.sin(heading) * rays[:, 1]
     y = np.sin(heading) * rays[:, 0] + np.cos(heading) * rays[:, 1]
     noise = _sample_smooth_noise(x / height + moment.seed % 61, y / height)
@@ -313,7 +313,7 @@ def _paint_sky(moment: Moment, rays: np.ndarray) -> np.ndarray:
 def render_camera(
     moment: Moment, camera: Camera
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"], dict[int, int]]:
-    """Recorded picture, label picture, and how many pixels each item (road user) shows."""
+    """Recorded picture, label picture, and the number of pixels of each visible road user, by its index in items."""
     rays = list_camera_rays(camera)
     shape = rays.shape[:2]
     with np.errstate(divide="ignore"):
@@ -335,7 +335,7 @@ def render_camera(
 
     picture = np.zeros((*shape, 3), dtype=np.float32)
     label = np.zeros((*shape, 3), dtype=np.uint8)
-    yaw = moment.place[2]
+    yaw = moment.pose[2]
     sun = np.array(moment.light.sun) @ _turn(yaw)  # into the rig's frame
     sky = index == SKY
     picture[sky] = _paint_sky(moment, rays[sky])
@@ -347,16 +347,16 @@ def render_camera(
     flat_picture, flat_label = picture.reshape(-1, 3), label.reshape(-1, 3)
     shown: dict[int, int] = {}
     for number, solid in enumerate(moment.solids):
-        places = order[bounds[number] : bounds[number + 1]]
-        if len(places) == 0:
+        pixels = order[bounds[number] : bounds[number + 1]]
+        if len(pixels) == 0:
             continue
-        local = (flat_rays[places] * flat_depth[places, None] - np.array(solid.centre)) @ _turn(solid.yaw)
-        colour = _paint_solid(solid, local, flat_faces[places])
-        normals = _find_normals(solid, local, flat_faces[places])
-        flat_picture[places] = colour * _shade(moment, normals @ sun)
-        flat_label[places] = class_colour(solid.label, solid.number)
+        local = (flat_rays[pixels] * flat_depth[pixels, None] - np.array(solid.centre)) @ _turn(solid.yaw)
+        colour = _paint_solid(solid, local, flat_faces[pixels])
+        normals = _find_normals(solid, local, flat_faces[pixels])
+        flat_picture[pixels] = colour * _shade(moment, normals @ sun)
+        flat_label[pixels] = class_colour(solid.label, solid.number)
         if solid.item >= 0:
-            shown[solid.item] = shown.get(solid.item, 0) + len(places)
+            shown[solid.item] = shown.get(solid.item, 0) + len(pixels)
     return _expose(moment, picture, depth), label, shown
 
 
@@ -385,7 +385,7 @@ def _paint_ground(moment, rays, depth, index, picture, label, sun) -> None:
 
 
 def _expose(moment: Moment, picture: np.ndarray, depth: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    """Haze, the lens' softness and the sensor's noise."""
+    """Add haze, the blur of the lens and the noise of the sensor."""
     clear = np.exp(-np.where(np.isfinite(depth), depth, 0) / moment.light.haze)[..., None]
     picture = picture * clear + np.array(moment.light.horizon, dtype=np.float32) * (1 - clear)
     picture = cv2.GaussianBlur(picture.astype(np.float32), (3, 3), 0.6)
@@ -401,7 +401,8 @@ def _expose(moment: Moment, picture: np.ndarray, depth: np.ndarray) -> UInt8[np.
 
 @lru_cache(maxsize=2)
 def _list_beams(step: float) -> Float[np.ndarray, "n 3"]:
-    """Directions of a scanner with 16 beams from -15 to 15 degrees, as a VLP-16, in its own frame."""
+    """Directions of a lidar with 16 beams from -15 to 15 degrees, such as a VLP-16, in its own frame; `step`: degrees
+    between azimuths."""
     azimuth = np.deg2rad(np.arange(0, 360, step))
     elevation = np.deg2rad(np.arange(-15, 16, 2.0))
     a, e = np.meshgrid(azimuth, elevation, indexing="ij")
@@ -409,8 +410,8 @@ def _list_beams(step: float) -> Float[np.ndarray, "n 3"]:
 
 
 def scan_lidars(moment: Moment, calibration: Calibration, camera: Camera, step: float = 0.25) -> dict[str, np.ndarray]:
-    """Points of all lidars that fall into the undistorted view, in the rig's frame: points, lidar_id, reflectance,
-    azimuth (of the beam, radians). Parallax and occlusion are real: the camera need not see what a lidar sees."""
+    """Points of all lidars in the undistorted view, in the rig's frame: points, lidar_id, reflectance, azimuth (of the
+    beam, in radians). Each lidar has its own origin, so a lidar may hit surfaces that the camera does not see."""
     rng = np.random.default_rng([moment.seed, 5])
     pose = camera.pose
     width, height = camera.size

@@ -1,9 +1,9 @@
-"""What stands where in a synthetic street: the road, its furniture, the traffic, and the car that drives through it.
+"""The geometry of a synthetic street: the road, objects beside it, the traffic, and the recording car (the rig).
 
-Everything is a function of a seed, so any process can build any scene again. World frame: metres, x and y on the flat
-ground, z up from it. Along the road a place is (s, d): metres along the centre-line, metres to its left. Traffic keeps
-to the right. `World.moment` puts all of it into the rig's frame, which is that of the front centre camera (x forward,
-y left, z up, origin at the camera), because A2D2's boxes stand level in that frame.
+A scene is a function of its seed, so any process can build it again. World frame: metres, x and y on the flat ground,
+z up from it. Road coordinates are (s, d): metres along the centre line, metres to its left. Traffic keeps to the right.
+`World.moment` transforms a scene into the rig's frame, which is that of the front centre camera (x forward, y left,
+z up, origin at the camera), because A2D2's boxes are upright in that frame.
 """
 
 import math
@@ -13,11 +13,13 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-CAMERA_HEIGHT = 1.75  # metres above the road, as the lower corners of real boxes say
+CAMERA_HEIGHT = 1.75  # metres above the road, measured from the lower corners of real boxes
 LANE = 3.5
 WHEELBASE = 2.9
 STEERING_RATIO = 15.0
-LOOK_AHEAD = 10.0  # metres of road the driver steers for: the camera sees the ground from about 5 m on
+LOOK_AHEAD = (
+    10.0  # the steering angle follows the mean curvature of the next metres; the camera sees the ground from 5 m on
+)
 
 Number = float | int
 Colour = tuple[Number, Number, Number]
@@ -27,9 +29,9 @@ Colour = tuple[Number, Number, Number]
 class Solid:
     """A block (its top may be smaller than its foot) or an ellipsoid, upright, turned by `yaw` about z.
 
-    `size` is (length, width, height); `taper` is by how many metres a block's top edge lies further in than its foot:
-    at the rear, at the front, and at each side. `look` names how it is painted. `item` is the number of the road
-    user it belongs to in its moment, -1 for none.
+    `size` is (length, width, height) in metres; `taper` is the distance in metres by which a block's top edge is inside
+    its foot: at the rear, at the front, and at each side. `look` is the name of its texture. `item` is the index of its
+    road user in the moment, -1 for a solid of no road user.
     """
 
     shape: str
@@ -45,12 +47,12 @@ class Solid:
 
     @property
     def radius(self) -> float:
-        """Of a sphere about `centre` that holds it."""
+        """Radius of a sphere about `centre` that contains the solid."""
         return 0.5 * math.hypot(*self.size)
 
 
 def move(solid: Solid, x: Number, y: Number, yaw: Number, z: Number = 0.0) -> Solid:
-    """Turn about the origin by `yaw`, then shift."""
+    """Rotate about the z axis by `yaw`, then translate."""
     cos, sin = math.cos(yaw), math.sin(yaw)
     a, b, c = solid.centre
     return replace(solid, centre=(cos * a - sin * b + x, sin * a + cos * b + y, c + z), yaw=solid.yaw + yaw)
@@ -67,7 +69,7 @@ class Item:
     number: int
 
     def corners(self) -> Float[np.ndarray, "8 3"]:
-        """In A2D2's order: rear left, front left, front right, rear right of the bottom, then of the top."""
+        """Corners in A2D2's order: rear left, front left, front right, rear right of the bottom, then of the top."""
         length, width, height = self.size
         x = np.array([-1, 1, 1, -1] * 2) * length / 2
         y = np.array([1, 1, -1, -1] * 2) * width / 2
@@ -77,7 +79,7 @@ class Item:
 
 
 class Road:
-    """A centre-line of changing curvature that never turns back: its heading stays within 60 degrees of the x axis."""
+    """A centre line of varying curvature; its heading stays within 60 degrees of the x axis."""
 
     STEP = 0.5
 
@@ -94,18 +96,18 @@ class Road:
         return float(self.s[-1])
 
     def curve(self, s: Number, ahead: Number = 0.0) -> float:
-        """Curvature in 1 / m, left positive, at s or as the mean of the next `ahead` metres."""
+        """Curvature in 1 / m, left positive: at s, or the mean over the next `ahead` metres."""
         return float(np.interp(np.linspace(s, s + ahead, 9), self.s, self.curvature).mean())
 
     def at(self, s: Number, d: Number = 0.0) -> tuple[Number, Number, Number]:
-        """x, y and heading of the place (s, d)."""
+        """x, y and heading of the road coordinates (s, d)."""
         x, y, heading = (float(np.interp(s, self.s, values)) for values in (self.x, self.y, self.heading))
         return x - d * math.sin(heading), y + d * math.cos(heading), heading
 
     def locate(
         self, x: Float[np.ndarray, "*n"], y: Float[np.ndarray, "*n"], low: Number, high: Number
     ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-        """(s, d) of places, looked for between s = low and high; beyond the ends s goes on along the tangent."""
+        """(s, d) of points (x, y), searched between s = low and high; beyond the ends s continues along the tangent."""
         nodes = np.arange(max(low, 0.0), min(high, self.length), 2.0)
         node_x, node_y = np.interp(nodes, self.s, self.x), np.interp(nodes, self.s, self.y)
         # |p - node|^2 without |p|^2, which is the same for all nodes
@@ -125,7 +127,7 @@ class Road:
 
 
 def draw_road(rng: np.random.Generator, length: Number) -> Road:
-    """Straights, gentle and sharp bends down to a radius of 28 m, joined by ramps of about 12 m."""
+    """Draw a road of straights, gentle and sharp bends (radius at least 28 m), joined by ramps of about 12 m."""
     pieces: list[np.ndarray] = []
     heading, done = 0.0, 0.0
     while done < length + 20:
@@ -156,7 +158,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Line:
-    """A painted line about d; `dash` metres of paint, then `gap` metres of none (0: solid)."""
+    """A painted line along d; `dash` metres with paint alternate with `gap` metres without (0: a solid line)."""
 
     d: Number
     width: Number
@@ -166,7 +168,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Street:
-    """The cross-section of a scene's road, with the crossings along it (their s) and the surface's shade."""
+    """The cross-section of a scene's road, the positions s of its crossings, and the colours of its surfaces."""
 
     style: str
     lanes: int
@@ -176,18 +178,18 @@ class Street:
     colours: dict[str, Colour]
 
     def find(self, ground: str, side: int) -> Strip | None:
-        """The strip of this ground on the left (1) or right (-1) of the road, or None."""
+        """The strip of this ground on the left (1) or right (-1) side of the road, or None."""
         found = [strip for strip in self.strips if strip.ground == ground and (strip.low + strip.high) * side > 0]
         return found[0] if found else None
 
     def edge(self, side: int) -> float:
-        """Distance from the centre-line to where the road and its paths end on that side."""
+        """Distance in metres from the centre line to the outer edge of the strips on that side."""
         return max(abs(strip.low if side < 0 else strip.high) for strip in self.strips if strip.low * side >= -1e-9)
 
 
 @dataclass(frozen=True)
 class Light:
-    """`sun` points to the sun in the world frame; `direct` and `ambient` are its and the sky's share of the light."""
+    """`sun` points to the sun in the world frame; `direct` and `ambient` are the intensities of sun and sky."""
 
     sun: tuple[Number, Number, Number]
     direct: Number
@@ -201,22 +203,22 @@ class Light:
 
 @dataclass(frozen=True)
 class Moment:
-    """All there is around the rig at one time, in the rig's frame; (x, y, yaw) is the rig's place in the world."""
+    """The state of a scene at one time, in the rig's frame; `pose` is the rig's (x, y, yaw) in the world frame."""
 
     solids: tuple[Solid, ...]
     items: tuple[Item, ...]
     road: Road
     street: Street
     light: Light
-    place: tuple[Number, Number, Number]
+    pose: tuple[Number, Number, Number]
     s: Number
     seed: int
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A road user of a scene. It stands at s at time 0 and drives with `speed` in m/s along the road; one that
-    `follows` keeps s metres ahead of the rig instead. `turn` is its heading against the road's."""
+    """A road user of a scene. It is at s at time 0 and moves along the road with `speed` in m/s; if `follows`, it stays
+    s metres ahead of the rig instead. `turn` is its heading relative to the road's."""
 
     kind: str
     size: tuple[Number, Number, Number]
@@ -246,7 +248,7 @@ _BUSES = ((200, 60, 50), (215, 190, 70), (70, 110, 170), (225, 225, 220))
 
 
 def draw_actor(rng: np.random.Generator, kind: str, number: int, s: Number, d: Number, **motion) -> Actor:
-    """A road user of random size and colour; `motion` are the other fields of Actor."""
+    """Draw a road user of random size and colour; `motion` are the other fields of Actor."""
     low, high = _SIZES[kind]
     size = tuple(float(value) for value in rng.uniform(low, high))
     paints = {"Truck": _LORRIES, "Bus": _BUSES, "Pedestrian": _CLOTHES, "Cyclist": _CLOTHES}.get(kind, _PAINTS)
@@ -255,12 +257,12 @@ def draw_actor(rng: np.random.Generator, kind: str, number: int, s: Number, d: N
 
 
 def build_body(actor: Actor) -> list[Solid]:
-    """The solids of a road user that stands on the origin and faces x."""
+    """The solids of a road user at the origin that faces x."""
     length, width, height = actor.size
     build = {"Car": _build_car, "Pedestrian": _build_person, "Cyclist": _build_cyclist}.get(actor.kind)
     if build:
         return [replace(solid, number=actor.number) for solid in build(actor.size, actor.colour)]
-    # one block that fills its box, so that a lone one's mask touches all four sides of the box
+    # one block that fills the 3-D box, so that the mask of an isolated vehicle touches all four sides of its 2-D box
     label = {"VanSUV": "Car", "Truck": "Truck", "Bus": "Truck"}[actor.kind]
     look = {"VanSUV": "van", "Truck": "truck", "Bus": "bus"}[actor.kind]
     block = Solid("block", (0, 0, height / 2), (length, width, height), label, look, actor.colour, number=actor.number)
@@ -329,7 +331,7 @@ _GROUNDS: dict[str, Colour] = {
 
 
 def draw_street(rng: np.random.Generator, length: Number) -> Street:
-    """A cross-section: urban (curbs, paths, perhaps two lanes a side), residential or rural (grass to the edge)."""
+    """Draw a cross-section: urban (curbs, paths, 1 or 2 lanes per side), residential or rural (grass to the edge)."""
     style = str(rng.choice(["urban", "residential", "rural"], p=[0.45, 0.35, 0.2]))
     lanes = 2 if style == "urban" and rng.random() < 0.4 else 1
     half = lanes * LANE
@@ -357,7 +359,7 @@ def draw_street(rng: np.random.Generator, length: Number) -> Street:
 
 
 def _draw_grounds(rng: np.random.Generator) -> dict[str, Colour]:
-    """The surfaces' colours vary a little between scenes; paths are gray slabs or reddish bricks."""
+    """Draw the surfaces' colours, which vary between scenes; paths are gray slabs or reddish bricks."""
     colours = {
         name: tuple(float(c) for c in np.array(colour) * rng.uniform(0.92, 1.08)) for name, colour in _GROUNDS.items()
     }
@@ -379,7 +381,7 @@ def _vary(rng: np.random.Generator, colours: tuple, spread: Number = 0.12) -> Co
 
 
 def _build_house(rng: np.random.Generator, size: tuple[Number, Number, Number], gabled: bool) -> list[Solid]:
-    """A house about the origin whose front looks along -y."""
+    """A house at the origin whose front faces -y."""
     length, depth, height = size
     walls = Solid("block", (0, 0, height / 2), size, "Buildings", "facade", _vary(rng, _FACADES))
     roof_size = (length + 0.5, depth + 0.5, 0.42 * depth if gabled else 0.4)
@@ -414,20 +416,20 @@ def _build_tree(rng: np.random.Generator, height: Number) -> list[Solid]:
 
 
 def _build_sign(rng: np.random.Generator, number: int) -> list[Solid]:
-    """A round, triangular or square plate on a pole, facing those who come along x."""
+    """A round, triangular or square plate on a pole, facing traffic that drives along x."""
     height = rng.uniform(2.2, 2.7)
     pole = Solid("block", (0, 0, height / 2), (0.11, 0.11, height), "Poles", "plain", (150, 154, 156))
     kind = rng.choice(["round", "triangle", "square"])
-    place, size = (-0.1, 0.0, height - 0.1), (0.05, 0.85, 0.85)
+    centre, size = (-0.1, 0.0, height - 0.1), (0.05, 0.85, 0.85)
     if kind == "round":
-        plate = Solid("ellipsoid", place, size, "Traffic sign", "disc", (210, 30, 35), number=number)
+        plate = Solid("ellipsoid", centre, size, "Traffic sign", "disc", (210, 30, 35), number=number)
     elif kind == "triangle":
         plate = Solid(
-            "block", place, (0.04, 0.95, 0.82), "Traffic sign", "warning", (215, 35, 40), taper=(0, 0, 0.46),
+            "block", centre, (0.04, 0.95, 0.82), "Traffic sign", "warning", (215, 35, 40), taper=(0, 0, 0.46),
             number=number,
         )  # fmt: skip
     else:
-        plate = Solid("block", place, size, "Traffic sign", "info", (30, 85, 170), number=number)
+        plate = Solid("block", centre, size, "Traffic sign", "info", (30, 85, 170), number=number)
     return [pole, plate]
 
 
@@ -454,14 +456,14 @@ def _build_lamp(side: int) -> list[Solid]:
 
 
 class _Builder:
-    """Collects the standing things of a scene; a place is given as (s, d) on the road."""
+    """Collects the static solids of a scene, which are placed by road coordinates (s, d)."""
 
     def __init__(self, road: Road):
         self.road = road
         self.solids: list[Solid] = []
 
     def fits(self, s: Number, d: Number) -> bool:
-        """Whether (s, d) names one place only: it does not on the inner side of a bend beyond its centre."""
+        """Whether (s, d) are unique coordinates: beyond the centre of a bend, on its inner side, they are not."""
         return max(self.road.curve(s + step) * d for step in (-8, 0, 8)) < 0.75
 
     def put(self, solids: list[Solid], s: Number, d: Number, turn: Number = 0.0) -> None:
@@ -471,7 +473,7 @@ class _Builder:
 
 
 def build_surroundings(rng: np.random.Generator, road: Road, street: Street) -> list[Solid]:
-    """Houses, trees, hedges, lamps, signs, signals and far hills along a street, in the world frame."""
+    """Draw houses, trees, hedges, lamps, signs, signals and far hills along a street, in the world frame."""
     builder = _Builder(road)
     for side in (-1, 1):
         _line_houses(rng, builder, street, side)
@@ -484,7 +486,7 @@ def build_surroundings(rng: np.random.Generator, road: Road, street: Street) -> 
                 "ellipsoid", (0, 0, 0), (width, width, height), "Nature object", "foliage", _vary(rng, _LEAVES[:3])
             )
             builder.solids.append(move(hill, *road.at(float(s), side * rng.uniform(110, 170))))
-    # where the road leaves the known world
+    # hills that close the view at the end of the road
     x, y, heading = road.at(road.length)
     for turn in np.linspace(-0.9, 0.9, 7):
         hill = Solid(
@@ -507,7 +509,7 @@ def _line_houses(rng: np.random.Generator, builder: _Builder, street: Street, si
         )
         back = edge + (rng.uniform(1.0, 4.0) if tall else rng.uniform(4, 8)) + (6 if street.style == "rural" else 0)
         middle = s + size[0] / 2
-        # the ends of a straight front come nearer to a road that bends round it
+        # in a bend around the house, the ends of its straight front are nearer to the road
         bend = max(0.0, side * builder.road.curve(middle))
         back += bend * size[0] ** 2 / 4
         if rng.random() < chance:
@@ -545,7 +547,7 @@ def _line_poles(rng: np.random.Generator, builder: _Builder, street: Street, sid
     number = 1
     s = float(rng.uniform(2, 20))
     while s < builder.road.length:
-        # plates face the lane of their side: the back of the others' signs is seen too seldom to matter
+        # plates face the lane on their side; the backs of signs are rarely visible, so they look like the fronts
         turn = 0.0 if side < 0 else math.pi
         builder.put(_build_sign(rng, number), s, side * (inner + rng.uniform(-0.1, 0.3)), turn + rng.normal(0, 0.06))
         number += 1
@@ -560,11 +562,11 @@ def _line_poles(rng: np.random.Generator, builder: _Builder, street: Street, sid
 
 
 class World:
-    """One scene: a street, its traffic, and the rig's drive of `frames` moments along it.
+    """One scene: a street, its traffic, and the rig's drive along it, of which `frames` moments are recorded.
 
-    seed, index: the scene is a function of the two. `times` are seconds, `speeds` m/s, `steering` degrees at the
-    steering wheel and `yaw_rates` degrees per second, both left positive, for each moment; `angle_rates` is how fast
-    the wheel turns, in degrees per second.
+    The scene is a function of `seed` and `index`. For each frame: `times` in seconds, `speeds` in m/s, `steering` in
+    degrees at the steering wheel and `yaw_rates` in degrees/s, both left positive, and `angle_rates`, the derivative of
+    `steering` in degrees/s.
     """
 
     def __init__(self, seed: int, index: int, frames: int):
@@ -575,31 +577,31 @@ class World:
         self.light = draw_light(rng)
         self._drive(rng)
         self.statics = build_surroundings(rng, self.road, self.street)
-        self._static_places = np.array([solid.centre[:2] for solid in self.statics])
+        self._static_positions = np.array([solid.centre[:2] for solid in self.statics])
         self._static_reach = np.array([solid.radius for solid in self.statics])
-        # some roads are empty: their boxes are {} and that is the truth
+        # some roads are empty: their frames are labelled, with no box
         self.actors = [] if rng.random() < 0.06 else self._draw_traffic(rng)
 
     def _drive(self, rng: np.random.Generator) -> None:
-        """The rig's way: slower in bends, a little off its lane's middle, not quite along it."""
+        """Draw the rig's drive: slower in bends, with small errors in lateral position and heading."""
         s, time = 60.0, 0.0
-        places, times, speeds = [], [], []
+        positions, times, speeds = [], [], []
         cruise = rng.uniform(9, 15)
         for _ in range(self.frames):
             speed = min(cruise, math.sqrt(2.2 / max(abs(self.road.curve(s, LOOK_AHEAD)), 1e-3)))
             speed = max(5.0, speed * rng.uniform(0.92, 1.05))
-            places.append(s)
+            positions.append(s)
             times.append(time)
             speeds.append(speed)
             pause = rng.uniform(0.3, 1.0)
             s, time = s + min(speed, 15.0) * pause, time + pause
-        self.places, self.times, self.speeds = np.array(places), np.array(times), np.array(speeds)
+        self.positions, self.times, self.speeds = np.array(positions), np.array(times), np.array(speeds)
         lane = -LANE * (0.5 + (rng.integers(2) if self.street.lanes == 2 else 0))
         self.lane = float(lane)
         self.offsets = lane + rng.normal(0, 0.15, self.frames)
         self.headings = rng.normal(0, math.radians(0.7), self.frames)
-        bends = np.array([self._lane_curve(s) for s in places])
-        later = np.array([self._lane_curve(s + 1.0) for s in places])
+        bends = np.array([self._lane_curve(s) for s in positions])
+        later = np.array([self._lane_curve(s + 1.0) for s in positions])
         self.steering = _steer(bends) + rng.normal(0, 1.5, self.frames)
         self.angle_rates = (_steer(later) - _steer(bends)) * self.speeds
         self.yaw_rates = np.degrees(self.speeds * bends) + rng.normal(0, 0.3, self.frames)
@@ -609,7 +611,7 @@ class World:
         return bend / (1 - bend * self.lane)
 
     def _draw_traffic(self, rng: np.random.Generator) -> list[Actor]:
-        """Cars ahead in the rig's lane, oncoming ones, parked ones, and people on the paths and at the crossings."""
+        """Draw vehicles ahead, oncoming and parked vehicles, cyclists, pedestrians on paths and at crossings."""
         actors: list[Actor] = []
 
         def add(kind: str, s: Number, d: Number, **motion) -> None:
@@ -659,7 +661,7 @@ class World:
         if side < 0:
             gap = float(rng.uniform(9, 24))
             while gap < 60 and rng.random() < 0.55:
-                # a cyclist keeps to the lane's edge; a car that follows there would overlap, but for 2 m of lane
+                # cyclists ride at the edge of the lane, which leaves about 2 m of it to cars at the same s
                 add("Cyclist", gap, -edge - rng.uniform(0, 0.25), follows=True)
                 gap += rng.uniform(14, 30)
         else:
@@ -667,13 +669,13 @@ class World:
                 add("Cyclist", float(s), edge + rng.uniform(0, 0.25), turn=math.pi, speed=-4.5)
 
     def moment(self, frame: int) -> Moment:
-        """Everything within 160 m of the rig (hills: whatever their distance is) at a moment, in the rig's frame."""
-        s, time = float(self.places[frame]), float(self.times[frame])
+        """All objects within 160 m of the rig (measured to their bounding sphere) at a frame, in the rig's frame."""
+        s, time = float(self.positions[frame]), float(self.times[frame])
         x, y, heading = self.road.at(s, float(self.offsets[frame]))
         yaw = heading + float(self.headings[frame])
         cos, sin = math.cos(yaw), math.sin(yaw)
         shift = (-cos * x - sin * y, sin * x - cos * y, -yaw, -CAMERA_HEIGHT)
-        far = np.hypot(*(self._static_places - (x, y)).T) - self._static_reach
+        far = np.hypot(*(self._static_positions - (x, y)).T) - self._static_reach
         solids = [move(self.statics[index], *shift) for index in np.flatnonzero(far < 160)]
         items: list[Item] = []
         taken: list[tuple[Number, Number]] = []
@@ -681,7 +683,7 @@ class World:
             at = actor.s + (s if actor.follows else actor.speed * time)
             if not s - 25 < at < s + 110:
                 continue
-            if any(abs(at - place) < 7 and abs(actor.d - d) < 1.9 for place, d in taken) and actor.kind == "Cyclist":
+            if any(abs(at - other) < 7 and abs(actor.d - d) < 1.9 for other, d in taken) and actor.kind == "Cyclist":
                 continue
             taken.append((at, actor.d))
             pose = self.road.at(at, actor.d)
@@ -704,7 +706,7 @@ def _steer(bends: np.ndarray) -> np.ndarray:
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """Sun or overcast, low or high, warm or cool."""
+    """Draw the light: sunny or overcast, low or high sun, warm or cool."""
     azimuth, height = rng.uniform(-math.pi, math.pi), rng.uniform(math.radians(22), math.radians(60))
     sun = (math.cos(azimuth) * math.cos(height), math.sin(azimuth) * math.cos(height), math.sin(height))
     gain = rng.uniform(0.82, 1.1)
@@ -720,12 +722,12 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 @lru_cache(maxsize=4)
 def build_world(seed: int, index: int, frames: int) -> World:
-    """The scene of this index; kept, because a worker draws several of its moments one after the other."""
+    """The scene of this index; cached, because a worker renders its moments one after the other."""
     return World(seed, index, frames)
 
 
 def build_lone_moment(actor: Actor, yaw: Number = 0.0) -> Moment:
-    """Nothing but one road user on a straight road: `actor.s` metres ahead and `actor.d` to the left of the rig."""
+    """A straight road with one road user only: `actor.s` metres ahead and `actor.d` to the left of the rig."""
     street = Street("rural", 1, (Strip(-LANE, 0.0, "road"), Strip(0.0, LANE, "road")), (), (), dict(_GROUNDS))
     road = Road(np.zeros(400))
     solids = [move(solid, actor.s, actor.d, yaw, -CAMERA_HEIGHT) for solid in build_body(actor)]

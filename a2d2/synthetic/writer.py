@@ -1,8 +1,8 @@
-"""Small synthetic scenes in the raw A2D2 format, as Audi ships it, for the demo and the tests.
+"""Writes small synthetic scenes in the raw A2D2 format, for the demo and the tests.
 
 Distorted camera and label PNGs, lidar npz, label3D and camera JSON, bus signals, `cams_lidars.json`, `class_list.json`.
-Deterministic in its seed, whatever the number of workers; finished scenes are not written again. Some frames lack some
-labels, and A2D2's known defects occur (docs/a2d2-format.md, section 10).
+The files depend on the seed only, not on the number of workers; finished scenes are not written again. Some frames lack
+some labels, and A2D2's known defects occur (docs/a2d2-format.md, section 10).
 """
 
 import io
@@ -28,11 +28,11 @@ from a2d2.synthetic.world import Item, Moment, World, build_world
 VIEW = "front_center"
 FULL_SIZE = (1920, 1208)
 _FARTHEST_BOX = 80.0  # metres; A2D2 does not label far objects
-_FEWEST_PIXELS = 40  # of a picture of 960 x 604, for an object to be labelled
+_FEWEST_PIXELS = 40  # visible pixels of a labelled object, in a picture of 960 x 604
 _START = datetime(2020, 3, 2, 8, 0, 0, tzinfo=UTC)  # after the last drive of A2D2
 _BUS_SAMPLES = 21
 
-# docs/a2d2-format.md, section 8; full digits are published for front_center only
+# docs/a2d2-format.md, section 8; all digits are published for front_center only
 _CAMERAS = {
     "front_left": ((825.102, 824.194, 959.462, 642.449), (972.209, 971.139, 959.779, 631.221), (-0.037519, -0.005757)),
     "front_right": ((812.140, 811.025, 999.365, 650.772), (966.532, 965.205, 976.425, 636.880), (-0.055302, 0.010081)),
@@ -47,7 +47,7 @@ _CAMERA_ORIGINS = {
     "side_right": (0.651, -0.58, 0.943),
     "rear_center": (-0.409, 0.0, 0.943),
 }
-# where these cameras look is not known (docs/a2d2-format.md); nothing here depends on it
+# viewing directions in degrees; the real ones are unknown (docs/a2d2-format.md), and no synthetic file depends on them
 _CAMERA_HEADINGS = {"front_left": 45, "front_right": -45, "side_left": 90, "side_right": -90, "rear_center": 180}
 _LIDARS = {
     "front_center": ((1.7184, 0, 1.12014), (-0.00784, -0.99993, -0.00913), (0.98072, -0.00591, -0.19533)),
@@ -111,12 +111,12 @@ def describe_rig(size: tuple[int, int]) -> dict:
 
 
 def name_scene(index: int) -> str:
-    """ "YYYYMMDD_hhmmss", none of A2D2's own."""
+    """A scene name "YYYYMMDD_hhmmss" that A2D2 does not have."""
     return (_START + timedelta(minutes=7 * index, seconds=11 * index)).strftime("%Y%m%d_%H%M%S")
 
 
 def list_scene_frames(index: int, frames: int, root: Path, seed: int) -> list[Frame]:
-    """A scene's frames; ids are sparse and rise."""
+    """The frames of a scene; their ids rise with gaps."""
     gaps = np.random.default_rng([seed, index, 2]).integers(20, 200, frames)
     return [Frame(name_scene(index), VIEW, f"{number:09d}", root) for number in np.cumsum(gaps)]
 
@@ -125,7 +125,7 @@ def list_scene_frames(index: int, frames: int, root: Path, seed: int) -> list[Fr
 
 
 def describe_boxes(moment: Moment, camera, shown: dict[int, int], rng: np.random.Generator) -> dict:
-    """label3D: the objects that are near enough and seen, some of them twice."""
+    """The content of label3D: the objects that are near enough and visible; some frames have exact duplicates."""
     entries = []
     fewest = _FEWEST_PIXELS * camera.recorded_size[0] * camera.recorded_size[1] / (960 * 604)
     for number, item in enumerate(moment.items):
@@ -146,7 +146,7 @@ def _describe_box(item: Item, corners: np.ndarray, hull: np.ndarray, camera, pix
     whole = (hull[2] - hull[0]) * (hull[3] - hull[1])
     if (corners[:, 0] > 0.1).all():
         unclipped = hull
-    else:  # as in A2D2, corners near and behind the camera give boxes of any size
+    else:  # as in A2D2, corners near or behind the camera give boxes of arbitrary size
         x = np.where(np.abs(corners[:, :1]) < 0.1, 0.1, np.abs(corners[:, :1]))
         pixel = camera.project(np.concatenate([x, corners[:, 1:]], axis=1))
         unclipped = np.concatenate([pixel.min(axis=0), pixel.max(axis=0)])
@@ -166,7 +166,7 @@ def _describe_box(item: Item, corners: np.ndarray, hull: np.ndarray, camera, pix
 
 
 def encode_lidar(scan: dict[str, np.ndarray], camera, moment_us: int, broken: bool) -> bytes:
-    """npz with A2D2's keys and dtypes; a `broken` one lacks what A2D2's defective files lack."""
+    """npz with A2D2's keys and dtypes; if `broken`, without the arrays that A2D2's defective files lack."""
     points = scan["points"]
     pixels = camera.project(points) if len(points) else np.zeros((0, 2))
     arrays = {
@@ -189,16 +189,16 @@ def encode_lidar(scan: dict[str, np.ndarray], camera, moment_us: int, broken: bo
 
 
 def describe_bus(world: World, number: int, frame: Frame, moment_us: int, rng: np.random.Generator) -> dict:
-    """One item of the bus file: signals around the frame's time, the frame's own values at it."""
+    """One item of the bus file: signals around the frame's time `moment_us`, with the frame's values at that time."""
     offsets = (np.arange(_BUS_SAMPLES) - _BUS_SAMPLES // 2) * 10_000
     timestamps = (moment_us + offsets).tolist()
     angles = world.steering[number] + world.angle_rates[number] * offsets / 1e6
     magnitude = np.round(np.abs(angles) / 0.15) * 0.15
     sign = (angles < 0).astype(int)
-    fate = rng.random()
-    if fate < 0.02:
+    draw = rng.random()
+    if draw < 0.02:
         magnitude[:] = 614.10
-    elif fate < 0.06:
+    elif draw < 0.06:
         magnitude[rng.integers(0, 4, 2)] = 614.25
     speed = world.speeds[number] * 3.6
     signals = {
@@ -228,14 +228,14 @@ def describe_bus(world: World, number: int, frame: Frame, moment_us: int, rng: n
         name: {"timestamps": timestamps, "values": np.asarray(values).tolist(), "unit": unit}
         for name, (values, unit) in signals.items()
     }
-    if 0.06 <= fate < 0.08:
+    if 0.06 <= draw < 0.08:
         flexray["steering_angle_calculated"] = {"timestamps": [], "values": [], "unit": "Unit_DegreOfArc"}
     return {"frame_name": frame.path("camera_info").name, "timestamp": moment_us, "flexray": flexray}
 
 
 @lru_cache(maxsize=1)
 def _load_rig(path: Path) -> Calibration:
-    """Kept for all scenes of a worker: the rays of a camera are cached by the camera's identity, and cost a second."""
+    """Cached for all scenes of a worker, because the cache of a camera's rays needs the same Camera object."""
     return load_calibration(path)
 
 
@@ -278,16 +278,16 @@ def _write_frame(
         write_json(frame.path("label3D"), describe_boxes(moment, camera, shown, rng))
 
 
-# ---------------------------------------------------------------- the set
+# ---------------------------------------------------------------- the dataset
 
 
 def write_dataset(
     out: Path, scenes: int = 64, frames: int = 8, size: tuple[int, int] = (960, 604), seed: int = 0,
     workers: int | None = None,
 ) -> None:  # fmt: skip
-    """Write the whole set under `out`; go on where an earlier call was stopped.
+    """Write all scenes under `out`; resume if an earlier call was stopped. `size`: (width, height) of the pictures.
 
-    ValueError, with both values, if the folder holds a set made with other options.
+    ValueError, with both values, if the folder contains a dataset made with other options.
     """
     out = Path(out)
     options = {"scenes": scenes, "frames": frames, "size": list(size), "seed": seed}
@@ -295,7 +295,7 @@ def write_dataset(
     if path.is_file():
         found = json.loads(path.read_text())
         if found != options:
-            raise ValueError(f"{out} was made with {found}, now asked for {options}; delete it or choose another --out")
+            raise ValueError(f"{out} was made with {found}, this call has {options}; delete it or choose another --out")
     else:
         root = out / "camera_lidar_semantic_bboxes"
         write_json(root / "cams_lidars.json", describe_rig(size))
@@ -315,7 +315,7 @@ def write_dataset(
             for index in left:
                 bar.update(work(index))
             return
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism; numpy reads this in each worker
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by numpy in each worker; the workers run in parallel
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             for written in pool.imap_unordered(work, left):
                 bar.update(written)
