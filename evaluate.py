@@ -1,9 +1,9 @@
-"""Runs -> one table of metrics, each primary metric beside its constant predictor.
+"""Score runs: one table of metrics, each primary metric beside that of the constant baseline.
 
     python evaluate.py runs/demo [runs/other ...] [--split val] [--data Datasets/processed/1024x640]
 
-Labels are scored at the size of the derived root: a network with another input size is given a resized image, and its
-answer is mapped back, so that all networks meet the same ruler.
+Scores are computed at the size of the preprocessed dataset: a network with another input size gets a resized image, and
+its prediction is mapped back, so that the protocol is the same for all networks.
 """
 
 import argparse
@@ -42,14 +42,14 @@ def evaluate(
 ) -> Scores:
     """Score a network in evaluation mode on the labelled frames.
 
-    Returns for each task: `primary_metric` (its name), `score`, `constant` (the constant predictor's score on the same
-    labels), `skill`, `frames` (how many had a label) and `metrics` (all of them); values are None where no frame has a
-    label. `check_stop` is called between batches and may raise.
+    Returns for each task: `headline` (name of its primary metric), `score`, `constant` (the score of the constant
+    baseline on the same labels), `skill`, `frames` (number of frames with a label) and `metrics` (all of them); values
+    are None if no frame has a label. `check_stop` is called between batches and may raise.
     """
     dataset = FrameDataset(frames, data.roots, tasks, size=size, target_size=data.size)
     loader = DataLoader(dataset, batch_size=micro_batch, num_workers=workers)
-    answered = {name: task.metrics() for name, task in tasks.items()}
-    constant = {name: task.metrics() for name, task in tasks.items()}
+    scored = {name: task.metrics() for name, task in tasks.items()}
+    baseline = {name: task.metrics() for name, task in tasks.items()}
     counts = dict.fromkeys(tasks, 0)
     net.eval()
     for batch in tqdm(loader, desc="evaluate", leave=False, unit="batch"):
@@ -61,34 +61,35 @@ def evaluate(
         outputs = net(image, {name: found.to(device) for name, found in rows.items()})
         for name, output in outputs.items():
             target = move(take_rows(batch["targets"][name], rows[name]), device)
-            answered[name].update(tasks[name].predict(output, data.size), target)
-            constant[name].update(tasks[name].predict_constant(target), target)
+            scored[name].update(tasks[name].predict(output, data.size), target)
+            baseline[name].update(tasks[name].predict_constant(target), target)
             counts[name] += len(rows[name])
     return {
-        name: _summarise(task, answered[name].compute(), constant[name].compute(), counts[name])
+        name: _summarise(task, scored[name].compute(), baseline[name].compute(), counts[name])
         for name, task in tasks.items()
     }
 
 
-def _summarise(task: Task, metrics: dict[str, Any], constant: dict[str, Any], frames: int) -> dict[str, Any]:
-    score, base = metrics[task.primary_metric], constant[task.primary_metric]
-    # where the best constant finds nothing at all, its score is the worst there is
-    base = 0.0 if base is None and score is not None and task.better == "higher" else base
-    known = score is not None and base is not None
+def _summarise(task: Task, metrics: dict[str, Any], baseline: dict[str, Any], frames: int) -> dict[str, Any]:
+    score, constant = metrics[task.primary_metric], baseline[task.primary_metric]
+    # a constant baseline that predicts nothing has the worst score
+    if constant is None and score is not None and task.better == "higher":
+        constant = 0.0
+    defined = score is not None and constant is not None
     return {
         "headline": task.primary_metric,
         "better": task.better,
         "unit": task.unit,
         "score": score,
-        "constant": base,
-        "skill": task.skill(score, base) if known else None,
+        "constant": constant,
+        "skill": task.skill(score, constant) if defined else None,
         "frames": frames,
         "metrics": metrics,
     }
 
 
 def mean_skill(scores: Scores) -> float | None:
-    """A run's one number: the mean skill of its tasks; None if no task could be scored."""
+    """The mean skill over the tasks of a run; None if no task could be scored."""
     skills = [score["skill"] for score in scores.values() if score["skill"] is not None]
     return sum(skills) / len(skills) if skills else None
 
@@ -143,10 +144,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
     parser.add_argument("--split", choices=["train", "val", "test", "all"], default="val", help="frames to score on")
-    parser.add_argument("--data", help="derived root to score on (default: those the run was trained on)")
+    parser.add_argument("--data", help="preprocessed dataset to score on (default: that of the run)")
     parser.add_argument("--limit", type=int, help="score on the first so many frames only")
     parser.add_argument("--format", choices=["text", "json", "markdown"], default="text", help="of what is printed")
-    parser.add_argument("--details", action="store_true", help="print all metrics, not only the headlines")
+    parser.add_argument("--details", action="store_true", help="print all metrics, not only the primary ones")
     parser.add_argument("--output", type=Path, help="also write everything to this JSON file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--micro-batch", type=int, default=4, help="frames at a time")

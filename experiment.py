@@ -1,4 +1,4 @@
-"""Config -> tasks, frames, network, also from a weights file: what the scripts and benchmarks share."""
+"""Build tasks, frames and networks from a config or a weights file, for the scripts and benchmarks."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,11 +30,11 @@ HEADER_VERSION = 1
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of network takes from a config.
+    """Which options of a config a kind of network uses.
 
-    output_formats: of its own heads (see Task.output_format); None: every task builds its head.
-    one_task: it is for a single task.
-    encoder, neck, tasks_heads: it takes these from the config; what it does not take must be left at its defaults.
+    output_formats: those of its own heads (see Task.output_format); None: every task builds its head.
+    one_task: the network is for a single task.
+    encoder, neck, tasks_heads: it uses these blocks of the config; the others must have their defaults.
     """
 
     output_formats: tuple[str, ...] | None
@@ -55,25 +55,25 @@ KINDS = {
 
 
 class WrongUseError(ValueError):
-    """An option or config that cannot work; programs print it and leave with exit code 2."""
+    """An option or config that cannot work; programs print the message and end with exit code 2."""
 
 
 @dataclass
 class Data:
-    """Frames of each subset of the split, and the derived roots they lie in."""
+    """The frames of each subset, and the preprocessed datasets that contain them, by path."""
 
     subsets: dict[str, list[Frame]]
     roots: dict[Path, PreprocessedDataset]
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the derived images."""
+        """(width, height) of the images in the preprocessed datasets."""
         return next(iter(self.roots.values())).size
 
 
 @dataclass
 class Split:
-    """What decides which frames train: kept in weights files, so that evaluation never meets a training frame."""
+    """The rule that divides frames into subsets. Weights files contain it, so that evaluation divides them alike."""
 
     name: str
     seed: int
@@ -83,7 +83,7 @@ class Split:
 
 
 def read_split(data_options: Any) -> Split:
-    """The `data` block of a config -> its split; WrongUseError for names there are not."""
+    """The split of a config's `data` block; WrongUseError for an unknown split or camera."""
     if data_options.split not in SPLITS:
         raise WrongUseError(f"data.split = {data_options.split!r}: choose one of {', '.join(SPLITS)}")
     if unknown := [view for view in data_options.views if view not in VIEWS]:
@@ -98,7 +98,7 @@ def read_split(data_options: Any) -> Split:
 
 
 def load_data(split: Split, roots: list[str] | None = None, limit: int | None = None) -> Data:
-    """Index the derived roots (by default the split's own) and divide their frames."""
+    """Index preprocessed datasets (by default those of the split) and divide their frames; `limit`: per subset."""
     frames, found = index_roots(roots or split.roots, split.views)
     if not frames:
         raise ValueError(f"no images of {', '.join(split.views)} in {', '.join(map(str, found))}")
@@ -107,13 +107,13 @@ def load_data(split: Split, roots: list[str] | None = None, limit: int | None = 
 
 
 def build_tasks(options: dict[str, Any], label_statistics: dict[str, dict] | None = None) -> dict[str, Task]:
-    """Name -> options -> the task objects."""
+    """The task objects by name, in the order of TASKS."""
     return {name: TASKS[name](options[name], (label_statistics or {}).get(name)) for name in TASKS if name in options}
 
 
 def collect_label_statistics(tasks: dict[str, Task], frames: list[Frame]) -> None:
-    """Let each task find its constants on training labels, on some hundred of them where that is enough."""
-    for task in tqdm(tasks.values(), desc="fit constants", leave=False):
+    """Compute the label statistics of each task, on some hundred training labels where that is enough."""
+    for task in tqdm(tasks.values(), desc="label statistics", leave=False):
         having = [frame for frame in frames if task.has_label(frame)]
         if not having:
             raise ValueError(
@@ -128,10 +128,10 @@ def collect_label_statistics(tasks: dict[str, Task], frames: list[Frame]) -> Non
 def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], load_pretrained: bool = True) -> nn.Module:
     """The network of a config's `model` block; `size` is (width, height) of its input.
 
-    Without `load_pretrained` the encoder starts untrained whatever the config says: its weights come from a file.
+    Without `load_pretrained` the encoder starts untrained, whatever the config, because a file provides its weights.
 
     WrongUseError: a kind of network that does not fit the tasks, or options that it would ignore. ValueError: an
-    encoder that there is not, or whose weights cannot be had.
+    unknown encoder, or one whose weights cannot be loaded.
     """
     check_fit(model, tasks)
 
@@ -158,7 +158,7 @@ def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], loa
 
 
 def build_head(task: Task, channels: dict[str, int]) -> nn.Module:
-    """The task's own head; WrongUseError where its options do not fit these features."""
+    """The task's own head; WrongUseError if its options do not fit the features."""
     try:
         return task.head(channels)
     except ValueError as error:
@@ -166,7 +166,7 @@ def build_head(task: Task, channels: dict[str, int]) -> nn.Module:
 
 
 def check_fit(model: Any, tasks: dict[str, Task]) -> None:
-    """WrongUseError where a kind of network does not answer what the tasks ask, or would ignore given options."""
+    """WrongUseError if a kind of network lacks the output format of a task, or would ignore given options."""
     kind = KINDS[model.kind]
     if kind.one_task and len(tasks) != 1:
         raise WrongUseError(
@@ -195,17 +195,17 @@ def check_fit(model: Any, tasks: dict[str, Task]) -> None:
         for name, options in heads.items():
             ignored += list_changed(f"tasks.{name}.head", options) if options is not None else []
     if ignored:
-        raise WrongUseError(f"model.kind={model.kind} has no use for {', '.join(ignored)}: leave it at its default")
+        raise WrongUseError(f"model.kind={model.kind} does not use {', '.join(ignored)}: leave it at its default")
 
 
 def list_changed(key: str, options: BaseModel) -> list[str]:
-    """Which options of a block differ from their defaults, as key=value."""
+    """The options of a block that differ from their defaults, as key=value."""
     values, defaults = options.model_dump(mode="json"), type(options)().model_dump(mode="json")
     return [f"{key}.{name}={value}" for name, value in values.items() if value != defaults[name]]
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" takes a GPU where there is one; WrongUseError for a device that is not there."""
+    """The device of this name; "auto": a GPU if there is one, else the CPU. WrongUseError if it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -218,7 +218,7 @@ def pick_device(name: str) -> torch.device:
 
 @dataclass
 class Trained:
-    """A network from a weights file, ready to answer, with what its header says."""
+    """A network from a weights file, in evaluation mode, with the contents of the file's header."""
 
     name: str
     net: nn.Module
@@ -229,7 +229,7 @@ class Trained:
 
 
 def find_weights(run: Path) -> Path:
-    """A run folder's best weights, or the weights file itself."""
+    """The best weights of a run folder; the path of a weights file is returned as it is. ValueError if missing."""
     run = Path(run)
     if run.is_dir():
         if not (run / "best.safetensors").is_file():
@@ -241,7 +241,7 @@ def find_weights(run: Path) -> Path:
 
 
 def load_trained(run: Path, device: torch.device) -> Trained:
-    """Rebuild a network from its weights file alone, without the config."""
+    """Build a network from a weights file alone, without the config. ValueError if the file does not fit this code."""
     from training.config import Model
 
     path = find_weights(run)

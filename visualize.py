@@ -1,4 +1,4 @@
-"""Runs and frames -> pictures: image | label | each run's answer, one row for each task.
+"""Draw frames: image | ground truth | the prediction of each run, one row for each task.
 
 python visualize.py runs/demo [runs/other ...] [--split val] [--frames scene/view/id ...] [--output runs/demo/panels]
 """
@@ -23,13 +23,13 @@ LEAST_WIDTH = 480  # pixels of a field
 
 
 def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -> list[Frame]:
-    """The frames named, else evenly spaced ones of the subset; those with most labels of a neighbourhood first."""
+    """The named frames, else evenly spaced ones of the subset: of each stretch the frame with the most labels."""
     if arguments.frames:
-        there = {frame: frame for members in data.subsets.values() for frame in members}
+        available = {frame: frame for members in data.subsets.values() for frame in members}
         wanted = [parse_frame(text) for text in arguments.frames]
-        if missing := [str(frame) for frame in wanted if frame not in there]:
+        if missing := [str(frame) for frame in wanted if frame not in available]:
             raise ValueError(f"no image of {', '.join(missing)} in {', '.join(map(str, data.roots))}")
-        return [there[frame] for frame in wanted]
+        return [available[frame] for frame in wanted]
     frames = data.subsets[arguments.split]
     if not frames:
         raise ValueError(f"no frames in subset {arguments.split!r}; choose another with --split, or name --frames")
@@ -41,31 +41,33 @@ def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -
 
 @torch.no_grad()
 def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.device) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows: the tasks of all runs. Columns: image, label, each run's answer; a black field where there is none."""
+    """Rows: the tasks of all runs. Columns: image, ground truth, each run's prediction; a black field where missing."""
     tasks = {name: task for trained in runs for name, task in trained.tasks.items()}
-    # small images are enlarged, so that lines and words on them stay fine
+    # small images are enlarged, so that lines and text on them are sharp
     enlarge = math.ceil(LEAST_WIDTH / data.size[0])
     size = (enlarge * data.size[0], enlarge * data.size[1])
     sample = FrameDataset([frame], data.roots, tasks, size=size)[0]
     image = sample["image"].permute(1, 2, 0).numpy()
-    answers = []
+    predictions = []
     for trained in runs:
         given = FrameDataset([frame], data.roots, {}, size=trained.size)[0]["image"][None].to(device)
         outputs = trained.net(given, dict.fromkeys(trained.tasks))
-        answers.append({name: trained.tasks[name].predict(output, size) for name, output in outputs.items()})
+        predictions.append({name: trained.tasks[name].predict(output, size) for name, output in outputs.items()})
 
     nothing = np.zeros_like(image)
     rows = []
     for name, task in tasks.items():
         fields = [write_text(image.copy(), f"{name}  {frame}")]
         if sample["labelled"][name]:
-            fields.append(write_text(task.draw_label(image, sample["targets"][name]), "label", (0, image.shape[0])))
+            fields.append(
+                write_text(task.draw_label(image, sample["targets"][name]), "ground truth", (0, image.shape[0]))
+            )
         else:
             fields.append(write_text(nothing.copy(), "no label"))
-        for trained, answer in zip(runs, answers, strict=True):
+        for trained, prediction in zip(runs, predictions, strict=True):
             drawn = nothing.copy()
-            if name in answer:
-                drawn = trained.tasks[name].draw(image, answer[name][0])
+            if name in prediction:
+                drawn = trained.tasks[name].draw(image, prediction[name][0])
             fields.append(write_text(drawn, trained.name, (0, image.shape[0])))
         rows.append(np.concatenate(fields, axis=1))
     return np.concatenate(rows, axis=0)
@@ -77,7 +79,7 @@ def main() -> int:
     parser.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="frames to draw")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="else: frames of this subset")
     parser.add_argument("--count", type=int, default=6, help="else: how many of them")
-    parser.add_argument("--data", help="derived root (default: those the first run was trained on)")
+    parser.add_argument("--data", help="preprocessed dataset (default: that of the first run)")
     parser.add_argument("--output", type=Path, help="folder for the pictures (default: panels/ in the first run)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     arguments = parser.parse_args()

@@ -30,7 +30,7 @@ MOST_FRAMES, BAR = 20, 2.0
 
 
 def derive_frames(folder: Path) -> Path:
-    """A derived root of a few synthetic frames at the size A2D2 is trained at."""
+    """A preprocessed dataset of a few synthetic frames at the default training size."""
     write_dataset(folder, scenes=2, frames=5, size=(960, 604))
     for script in ("camera", "segmentation", "depth_preprocess"):
         command = [sys.executable, str(ROOT / "preprocessing" / f"{script}.py"), "--out", str(folder / "derived")]
@@ -41,7 +41,7 @@ def derive_frames(folder: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="derived root")
+    parser.add_argument("--data", type=Path, help="preprocessed dataset")
     parser.add_argument("--repeats", type=int, default=5, help="turns; the median counts")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""How large, how costly and how hungry each network is, by part, and the shared network against the specialists.
+"""Parameters, operations and memory of each network by module, and of the shared network against the specialists.
 
     python benchmarks/networks.py [--config FILE ...] [--output runs/benchmarks/networks]
     python benchmarks/networks.py --speed [--repeats 5]
@@ -10,9 +10,9 @@ takes a second or two.
 GMAC: 10^9 multiply-accumulates of a forward pass of one image; a count of FLOPs is twice that.
 saved: MiB that one more image in a micro-batch adds to what is kept for the backward pass: what autograd saves, each
 storage once and without parameters and their bfloat16 copies; the features that the heads read; what the loss saves.
-training: GiB for weights, gradients, the optimizer's two means, averaged weights, bfloat16 copies, one micro-batch, and
-what is saved of it with the hungriest head, because one head's graph is alive at a time. What the backward pass needs
-for a moment and what the allocator leaves unused are not in it; --memory measures a real step, where there is a GPU.
+training: GiB for weights, gradients, the optimizer's two means, EMA weights, bfloat16 copies, one micro-batch, and
+what is saved of it with the head that needs most memory, because one head's graph exists at a time. Temporary memory of
+the backward pass and unused memory of the allocator are not counted; --memory measures a real step on a GPU.
 --speed times the forward pass of the shared network against the specialists one after the other, in turns.
 """
 
@@ -55,7 +55,7 @@ MOST_BYTES = 12e9  # of the GPU that the default config must fit
 
 
 @dataclass
-class Part:
+class Module:
     """Of the encoder, the neck or one head: `saved` in bytes an image, `fixed` in bytes whatever the micro-batch."""
 
     parameters: int
@@ -73,7 +73,7 @@ class Network:
     precision: str
     size: tuple[int, int]
     micro_batch: int
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, Module] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
     training: int = 0
     measured: int | None = None
@@ -90,7 +90,7 @@ def read_config(path: Path) -> Config:
 
 
 def find_size(config: Config) -> tuple[int, int]:
-    """(width, height) of the network's input; where the config leaves it to the data, the folder's name says it."""
+    """(width, height) of the network's input; if the config leaves it to the data, read from the folder's name."""
     if config.model.input_size:
         return config.model.input_size
     named = re.fullmatch(r"(\d+)x(\d+)", Path(config.data.roots[0]).name)
@@ -159,12 +159,12 @@ def count_loss(task: Task, output: Any, size: tuple[int, int]) -> int:
 
 def count_forward(
     net: nn.Module, batch: int, size: tuple[int, int], precision: str, mode: FakeTensorMode
-) -> tuple[dict[str, Part], dict[str, Any]]:
-    """Part -> what a micro-batch costs there, `saved` for all its images; head -> its output, without content."""
+) -> tuple[dict[str, Module], dict[str, Any]]:
+    """Module -> the cost of a micro-batch in it, `saved` for all its images; head -> its output, without content."""
     ledger = Ledger([*net.parameters(), *net.buffers()])
     parts, outputs = {}, {}
 
-    def run(part: nn.Module, work: Callable, *arguments: Any) -> tuple[Any, Part]:
+    def run(part: nn.Module, work: Callable, *arguments: Any) -> tuple[Any, Module]:
         before = ledger.bytes
         hooks = saved_tensors_hooks(ledger.add, lambda tensor: tensor)
         with autocast_as_on_gpu(precision), FlopCounterMode(display=False) as counter, hooks:
@@ -173,7 +173,7 @@ def count_forward(
             if isinstance(leaf, Tensor):
                 ledger.add(leaf)
         parameters = sum(parameter.numel() for parameter in part.parameters())
-        return result, Part(parameters, counter.get_total_flops() // 2, ledger.bytes - before, 0)
+        return result, Module(parameters, counter.get_total_flops() // 2, ledger.bytes - before, 0)
 
     with mode:
         features, part = run(net.encoder, net.encoder, torch.empty(batch, 3, size[1], size[0], device="cuda"))
@@ -203,22 +203,22 @@ def measure(path: Path) -> Network:
     for name, part in once.items():
         more = twice[name].saved - part.saved
         loss = count_loss(tasks[name], outputs[name], size) if name in outputs else 0
-        network.parts[name] = Part(part.parameters, part.macs, saved=more + loss, fixed=part.saved - more)
+        network.parts[name] = Module(part.parameters, part.macs, saved=more + loss, fixed=part.saved - more)
     network.training = estimate_training(network, averaged=config.train.ema is not None)
     return network
 
 
 def estimate_training(network: Network, averaged: bool) -> int:
     """Bytes of a training step; see the top of this file."""
-    copies = 5 if averaged else 4  # weights, gradients, two means, averaged weights; four bytes each
+    copies = 5 if averaged else 4  # weights, gradients, two means, EMA weights; four bytes each
     shared = sum(part.saved for name, part in network.parts.items() if name not in network.heads)
-    hungriest = max(network.parts[name].saved for name in network.heads)
+    largest = max(network.parts[name].saved for name in network.heads)
     pixels = network.size[0] * network.size[1]
     image = pixels * 3 * (1 + 4)  # as it comes, and as fractions
     return (
         network.total("parameters") * 4 * copies
         + network.total("fixed")
-        + network.micro_batch * (shared + hungriest + image)
+        + network.micro_batch * (shared + largest + image)
     )
 
 
@@ -324,9 +324,9 @@ def format_tables(networks: list[Network]) -> list[str]:
         )
     lines += [
         "",
-        "By part:",
+        "By module:",
         "",
-        "| config | part | parameters, M | GMAC | saved, MiB an image |",
+        "| config | module | parameters, M | GMAC | saved, MiB an image |",
         "|---|---|---|---|---|",
     ]
     for network in networks:

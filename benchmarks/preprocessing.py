@@ -177,12 +177,10 @@ def work_and_weigh(frame: Frame, work: Callable, recipe: Recipe) -> float:
 
 
 def run_pool(work: Callable, frames: list[Frame], recipe: Recipe, workers: int) -> tuple[float, float]:
-    """Frames a second once every worker has begun to answer, and the largest worker's peak memory in MB."""
+    """Frames a second once every worker has returned a frame, and the largest worker's peak memory in MB."""
     warm, begin, megabytes = 4 * workers, 0.0, 0.0
-    for count, (_, answer) in enumerate(
-        map_units(partial(work_and_weigh, work=work, recipe=recipe), frames, workers), 1
-    ):
-        megabytes = max(megabytes, answer)
+    for count, (_, peak) in enumerate(map_units(partial(work_and_weigh, work=work, recipe=recipe), frames, workers), 1):
+        megabytes = max(megabytes, peak)
         if count == warm:
             begin = time.perf_counter()
     return (len(frames) - warm) / (time.perf_counter() - begin), megabytes

@@ -3,8 +3,9 @@
     python benchmarks/specialists.py [--config FILE ...] [--output runs/benchmarks/specialists]
 
 Trains both on the synthetic set of `make demo`, from scratch and by the demo's recipe, with one task at a time, and
-scores them on its test frames. Runs that are there are gone on with. Some minutes each on two CPU cores, but a quarter
-of an hour for the U-Net. Small images and few frames: this says that all of them learn, not which is better in the end.
+scores them on its test frames. Unfinished runs are resumed. Some minutes each on two CPU cores, a quarter hour for
+the U-Net. Images are small and frames few: the table shows that all networks learn, not which is better after full
+training.
 """
 
 import argparse

@@ -21,10 +21,10 @@ class DenseDepth(MultitaskNet):
     """One head `name`: natural logarithm of the depth in metres, (B, H, W).
 
     encoder: with features at STRIDES; the paper's is a pretrained DenseNet-169.
-    initial: the depth in metres that the untrained head answers everywhere.
+    initial: the depth in metres that the untrained head predicts everywhere.
 
     Unlike the paper's, the decoder has GroupNorm, and the skips leave the encoder after its dense blocks, where they
-    hold more, through a 1x1 convolution to the paper's channels. As there, the answer is at half the size.
+    have more, through a 1x1 convolution to the paper's channels. As there, the prediction is at half the size.
     """
 
     def __init__(self, name: str, encoder: Encoder, initial: float = 10.0):

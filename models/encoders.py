@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
 
 def create_backbone(name: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
-    """The timm network that returns a list of feature maps, with a readable error for what the user can mend."""
+    """The timm network that returns a list of feature maps, with a readable error for what the user can fix."""
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=4)
@@ -106,7 +106,7 @@ def create_backbone(name: str, pretrained: bool, size: tuple[int, int] | None) -
         if size is None:
             raise ValueError(f"encoder {name!r} is built for one image size: give its size = (H, W)")
         options["img_size"] = tuple(-(-side // 32) * 32 for side in size)
-    # Without a connection the hub's client repeats itself a dozen times before the error below says it once.
+    # Without a connection the hub's client logs a dozen retries before the error below.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         if pretrained and configuration is not None and configuration.hf_hub_id:
@@ -123,9 +123,9 @@ def create_backbone(name: str, pretrained: bool, size: tuple[int, int] | None) -
 
 
 def knock_at_hub(repository: str) -> None:
-    """Raise at once what the hub's client would raise, after a minute of trying again, where nobody answers.
+    """Raise at once what the hub's client would raise after a minute of retries when the server is out of reach.
 
-    Weights that are in the client's cache need no answer.
+    Weights in the client's cache need no connection.
     """
     files = ("model.safetensors", "pytorch_model.bin")
     if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
@@ -175,7 +175,7 @@ class GroupNormThen(nn.GroupNorm):
 
 
 def replace_batch_norm(module: nn.Module) -> None:
-    """Put a GroupNorm with the same scale and shift in the place of every BatchNorm below `module`."""
+    """Put a GroupNorm with the same scale and shift in place of every BatchNorm below `module`."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, GroupNormThen(child))

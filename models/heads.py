@@ -120,10 +120,10 @@ class DepthHead(Head):
     """Natural logarithm of the depth in metres, at the size of the image.
 
     width, layers: channels of the head, and number of its residual blocks of two 3x3 convolutions.
-    initial: the depth in metres that an untrained head answers everywhere.
+    initial: the depth in metres that an untrained head predicts everywhere.
     bins: 0 to regress the log-depth. Otherwise a softmax over as many centres, evenly spaced in log-depth from
-        `nearest` to `farthest` metres, and the answer is the expectation of the log-depth (AdaBins, arXiv 2011.14141,
-        with fixed centres), so its exponential is the geometric mean of the distribution, not the arithmetic one.
+        `nearest` to `farthest` metres, and the prediction is the expectation of the log-depth (AdaBins, arXiv
+        2011.14141, with fixed centres), so its exponential is the geometric mean of the distribution.
     """
 
     def __init__(
@@ -153,14 +153,14 @@ class DepthHead(Head):
             self.last.bias.data = -2 * (centres - math.log(initial)) ** 2
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B H W"]:
-        answer = apply_in_float32(self.last, self.blocks(self.sum(self.read(features))))
+        log_depth = apply_in_float32(self.last, self.blocks(self.sum(self.read(features))))
         if self.centres is not None:
-            answer = (answer.softmax(dim=1) * self.centres.view(-1, 1, 1)).sum(dim=1, keepdim=True)
-        return enlarge(answer, self.strides[0], size).squeeze(1)
+            log_depth = (log_depth.softmax(dim=1) * self.centres.view(-1, 1, 1)).sum(dim=1, keepdim=True)
+        return enlarge(log_depth, self.strides[0], size).squeeze(1)
 
 
 class DetectionOutput(NamedTuple):
-    """What a dense detector says at each of its L = sum over strides of ceil(H/s) * ceil(W/s) locations.
+    """The output of a dense detector at each of its L = sum over strides of ceil(H/s) * ceil(W/s) locations.
 
     The locations run over the strides in order, and row by row within one; see `locate_cells`.
     """
@@ -258,11 +258,11 @@ def list_cells(level: Float[Tensor, "B C H W"]) -> Float[Tensor, "B HW C"]:
 
 
 class GridHead(Head):
-    """A few numbers for the whole image, from features averaged over a coarse grid, so that it knows where things are.
+    """A few numbers for the whole image, from features averaged over a coarse grid, which keeps where things are.
 
     grid: rows and columns, at any image size.
     width: channels kept of each level; hidden, layers: units and number of the hidden layers. The untrained head
-        answers 0.
+        predicts 0.
     """
 
     def __init__(

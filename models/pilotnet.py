@@ -14,7 +14,7 @@ STRIP = (66, 200)
 
 
 class PilotNet(MultitaskNet):
-    """One head `name` of `outputs` numbers, (B, outputs). The untrained net answers 0."""
+    """One head `name` of `outputs` numbers, (B, outputs). The untrained network predicts 0."""
 
     def __init__(self, name: str, outputs: int = 1):
         super().__init__(PilotNetBackbone(), None, {name: NumberHead(outputs)})

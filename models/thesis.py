@@ -1,7 +1,9 @@
-"""The network of the thesis this project follows up: ResNet-50, a small BiFPN, and four heads of different shape.
+"""The network of the thesis (Asymmetric Deep Multitask Learning, ali-609/Asymmetric-Deep-Multitask-Learning).
 
-Its layers, sizes and activations are the thesis's. Mended is what kept it from working: the fusion weights were
-uninitialised memory, so levels began dead; here they start equal, may not become negative, and layers without a norm
+ResNet-50, a small BiFPN, and four heads of different shape.
+
+Its layers, sizes and activations are the thesis's. Fixed is what kept it from working: the fusion weights were
+uninitialised memory, so some levels had no signal; here they start equal, stay non-negative, and layers without a norm
 start so that signals keep their size. The depth's ReLU has a rounded corner, so that no pixel is without gradient.
 
 Example: `ThesisNet(Encoder(), {"boxes": ("box_grid", {"classes": 14, "slots": 10})}, (1024, 1024))`.
@@ -29,7 +31,7 @@ class ThesisNet(MultitaskNet):
     """The encoder, the thesis's neck, and one of its heads for each output asked for.
 
     encoder: with features at strides 4 to 32; the thesis's is a pretrained ResNet-50.
-    heads: name -> (output_format of its output, what the head must know); the output_formats are the keys of HEADS.
+    heads: name -> (output_format of its output, arguments of the head); the output formats are the keys of HEADS.
     size: (H, W) of the images, any, but it is fixed: the head for numbers has weights for every cell.
     """
 
@@ -137,7 +139,7 @@ class PixelHead(ThesisHead):
 class LogDepthHead(ThesisHead):
     """Natural logarithm of the depth in metres, at the size of the image.
 
-    initial: the depth in metres near which the untrained head answers everywhere.
+    initial: the depth in metres near which the untrained head predicts everywhere.
     """
 
     reads = ("neck.4",)
@@ -166,7 +168,7 @@ def log_softplus(metres: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
 
 
 class BoxGridOutput(NamedTuple):
-    """What the box grid says: some boxes, its slots, for each cell of CELL x CELL pixels."""
+    """The output of the box grid: for each cell of CELL x CELL pixels a number of slots, each of which is a box."""
 
     values: Float[Tensor, "B rows columns slots numbers"]
     """Logits of a slot: confidence; x and y of the box's middle, from the left and upper to the right and lower edge of

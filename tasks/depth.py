@@ -25,13 +25,15 @@ RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for AbsRel by distance
 class DepthHeadOptions(HeadOptions):
     reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
     width: PositiveInt = Field(64, description="channels of its convolutions")
-    layers: PositiveInt = Field(2, description="residual blocks")
+    layers: PositiveInt = Field(2, description="number of residual blocks")
     bins: NonNegativeInt = Field(0, description="0: regress log-depth; else a softmax over so many log-depths")
 
 
 class DepthOptions(TaskOptions):
-    cap: PositiveFloat = Field(80.0, description="metres; farther points are neither trained on nor scored")
-    silog_lambda: float = Field(0.5, ge=0, le=1, description="1: the loss ignores an image's scale; 0: it does not")
+    cap: PositiveFloat = Field(80.0, description="metres; farther points are used neither in training nor in scores")
+    silog_lambda: float = Field(
+        0.5, ge=0, le=1, description="1: the loss ignores the scale of an image; 0: it does not"
+    )
     head: DepthHeadOptions = DepthHeadOptions()
 
 
@@ -54,7 +56,7 @@ class DepthMetrics(Metrics):
     """Averages over images of each image's scores (the protocol of monodepth2, arXiv 1806.01260).
 
     `abs_rel`, `sq_rel`, `rmse`, `rmse_log`, `silog` (x 100), `mae`, `delta1` to `delta3`, and `abs_rel/0-20m` ... by
-    true distance. Images without a valid point do not count. Answers are clamped to 0.1 m .. the cap.
+    true distance. Images without a valid point do not count. Predictions are clamped to 0.1 m .. the cap.
     """
 
     def __init__(self, cap: float):
@@ -64,22 +66,22 @@ class DepthMetrics(Metrics):
     def _add(self, name: str, value: Tensor) -> None:
         self.rows.setdefault(name, []).append(float(value))
 
-    def update(self, answer: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"]) -> None:
-        for image_answer, image_target in zip(answer, target, strict=True):
+    def update(self, prediction: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"]) -> None:
+        for image_prediction, image_target in zip(prediction, target, strict=True):
             valid = (image_target > 0) & (image_target <= self.cap)
             if valid.any():
-                self._update_image(image_answer[valid].double().clamp(0.1, self.cap), image_target[valid].double())
+                self._update_image(image_prediction[valid].double().clamp(0.1, self.cap), image_target[valid].double())
 
-    def _update_image(self, answer: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> None:
-        relative = (answer - target).abs() / target
-        log_ratio = (answer / target).log()
+    def _update_image(self, prediction: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> None:
+        relative = (prediction - target).abs() / target
+        log_ratio = (prediction / target).log()
         ratio = log_ratio.abs().exp()
         self._add("abs_rel", relative.mean())
-        self._add("sq_rel", ((answer - target).square() / target).mean())
-        self._add("rmse", (answer - target).square().mean().sqrt())
+        self._add("sq_rel", ((prediction - target).square() / target).mean())
+        self._add("rmse", (prediction - target).square().mean().sqrt())
         self._add("rmse_log", log_ratio.square().mean().sqrt())
         self._add("silog", 100 * log_ratio.var(correction=0).sqrt())
-        self._add("mae", (answer - target).abs().mean())
+        self._add("mae", (prediction - target).abs().mean())
         for power in (1, 2, 3):
             self._add(f"delta{power}", (ratio < 1.25**power).double().mean())
         for near, far in RANGES:
@@ -94,7 +96,9 @@ class DepthMetrics(Metrics):
 
 
 class Depth(Task):
-    """Label and target: float32 (H, W) metres, 0 where unknown. Output: log-depth (B, H, W). Answer: metres."""
+    """Label and target: float32 (H, W) metres, 0 where unknown. Output: log-depth (B, H, W). Prediction:
+    metres (B, H, W).
+    """
 
     name: ClassVar[str] = "depth"
     kind: ClassVar[str] = "depth"
@@ -110,7 +114,7 @@ class Depth(Task):
         return torch.zeros(size[1], size[0])
 
     def transform(self, label: Float32[np.ndarray, "h w"], geometry: Geometry) -> Float32[Tensor, "H W"]:
-        """A zoom makes things look nearer: depth is divided by it, as if seen by the same focal length."""
+        """A zoom makes things look nearer: depth is divided by the zoom, as if the focal length were the same."""
         depth = torch.from_numpy(geometry.sample_nearest(label))
         return depth if geometry.zoom == 1 else depth / geometry.zoom
 
@@ -136,11 +140,11 @@ class Depth(Task):
         return "log_depth"
 
     def head_arguments(self) -> dict[str, Any]:
-        """`initial`: the depth in metres that an untrained head answers, the best constant where it is known."""
+        """`initial`: the depth in metres that an untrained head predicts: the constant baseline, else 10 m."""
         return {"initial": self.label_statistics.get("constant") or 10.0}
 
     def head(self, channels: dict[str, int]) -> nn.Module:
-        # bins that ended at the cap could answer it only by putting all on the last one
+        # if the bins ended at the cap, only a distribution on the last bin alone could predict it
         farthest = 1.25 * self.options.cap
         return DepthHead(channels, farthest=farthest, **self.head_arguments(), **self.options.head.model_dump())
 
@@ -164,17 +168,17 @@ class Depth(Task):
         return DepthMetrics(self.options.cap)
 
     def _color(self, metres: np.ndarray) -> np.ndarray:
-        """Near is bright, far is dark, evenly in log-depth from 3 m to the cap."""
+        """Colours from bright (near) to dark (far), evenly in log-depth from 3 m to the cap."""
         share = np.log(np.clip(metres, 3, self.options.cap) / 3) / np.log(self.options.cap / 3)
         return (matplotlib.colormaps["inferno"](1 - share)[..., :3] * 255).astype(np.uint8)
 
-    def draw(self, image: np.ndarray, answer: Float[Tensor, "H W"]) -> np.ndarray:
-        metres = answer.cpu().numpy()
+    def draw(self, image: np.ndarray, prediction: Float[Tensor, "H W"]) -> np.ndarray:
+        metres = prediction.cpu().numpy()
         picture = blend(image, self._color(metres), 0.85)
         return write_text(picture, f"{metres.min():.1f} to {metres.max():.1f} m")
 
     def draw_label(self, image: np.ndarray, target: Float[Tensor, "H W"]) -> np.ndarray:
-        """The points, made as large as the eye needs, near ones on top."""
+        """The points, enlarged so that they are visible, near ones on top."""
         metres = target.cpu().numpy()
         picture = blend(image, np.zeros_like(image), 0.5)
         reach = max(1, metres.shape[1] // 400)

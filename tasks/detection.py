@@ -1,11 +1,12 @@
 """Object detection in 2-D boxes; primary metric AP (0.5:0.95).
 
-Two box coders say how boxes and the output of a head belong together. Dense, FCOS (arXiv 2006.09214): every location of a
-dense detector answers for the smallest box that holds it near the middle. Grid, after YOLO (arXiv 1506.02640): every
-cell of a coarse grid has some slots, each for one of the boxes whose middle it holds.
+Two box coders translate between boxes and the output of a head. Dense, FCOS (arXiv 2006.09214): every location of a
+dense detector predicts the smallest box that contains it near the middle. Grid, after YOLO (arXiv 1506.02640): every
+cell of a coarse grid has some slots, each of which predicts one of the boxes with their middle in the cell.
 
-A2D2 does not label far objects, so boxes below a size or visible share, and of unknown class, are ignored: neither
-positive nor background in the loss, crowd in the metric; answers below the size are left out of the metric too.
+A2D2 does not label far objects, so boxes below a size or visible share, and boxes of unknown class, are ignored: they
+are neither positive nor background in the loss, and crowd in the metric. The metric also leaves out predictions below
+the size.
 """
 
 import difflib
@@ -32,8 +33,8 @@ from models.thesis import CELL, BoxGridHead, BoxGridOutput
 from tasks.drawing import write_text
 from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_json
 
-PADDING, IGNORED = -1, -2  # classes of a target's rows that are no box, and of boxes that count for nothing
-CENTRE_RADIUS = 1.5  # strides from a box's centre within which locations answer for it
+PADDING, IGNORED = -1, -2  # classes of rows of a target that are no box, and of ignored boxes
+CENTRE_RADIUS = 1.5  # locations within so many strides of a box's centre predict it
 DETECTIONS = 100  # at most, an image
 CANDIDATES = 1000  # at most, an image before suppression
 SLOTS = 10  # of a cell of the box grid
@@ -51,7 +52,7 @@ class DetectionHeadOptions(HeadOptions):
 
 
 def check_classes(value: Any) -> Any:
-    """The name of a grouping, or groups of A2D2's classes that each hold some and share none; ValueError for others."""
+    """The name of a grouping, or disjoint, non-empty groups of A2D2's classes; ValueError for anything else."""
     if isinstance(value, str) and value in OBJECT_GROUPINGS:
         return value
     if not (isinstance(value, dict) and value and all(isinstance(group, list | tuple) for group in value.values())):
@@ -74,7 +75,7 @@ def check_classes(value: Any) -> Any:
 
 class DetectionOptions(TaskOptions):
     box_coder: Literal["dense", "grid"] = Field(
-        "dense", description="dense: FCOS, an answer at every location; grid: the thesis's coarse grid of boxes"
+        "dense", description="dense: FCOS, a prediction at every location; grid: the thesis's coarse grid of boxes"
     )
     classes: Annotated[str | dict[str, tuple[str, ...]], BeforeValidator(check_classes)] = Field(
         "merged",
@@ -82,10 +83,12 @@ class DetectionOptions(TaskOptions):
         "boxes of classes in no group are ignored",
     )
     min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are ignored")
-    min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller share in the image are ignored")
+    min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are ignored")
     max_boxes: PositiveInt = Field(64, description="rows of a target; the largest boxes of a fuller frame are kept")
-    score_threshold: float = Field(0.05, ge=0, le=1, description="answers below it are dropped")
-    nms_threshold: float = Field(0.6, ge=0, le=1, description="of two answers of a class that overlap more, one goes")
+    score_threshold: float = Field(0.05, ge=0, le=1, description="predictions with a lower score are dropped")
+    nms_threshold: float = Field(
+        0.6, ge=0, le=1, description="IoU above which the lower-scoring of two predictions of a class is dropped"
+    )
     head: DetectionHeadOptions = DetectionHeadOptions()
 
     @field_validator("head")
@@ -102,11 +105,11 @@ def match_locations(
     boxes: Float[Tensor, "N 4"],
     classes: Int64[Tensor, " N"],
 ) -> tuple[Int64[Tensor, " L"], Bool[Tensor, " L"]]:
-    """For each location the row of its box, -1 for background; and which locations lie in an ignored box.
+    """For each location the row of its box, -1 for background; and which locations are in an ignored box.
 
-    A location may answer for a box that holds it, whose centre is within CENTRE_RADIUS strides in x and y, and whose
-    farthest edge is between 4 and 8 strides away (from 0 at the finest level, without end at the coarsest); of several
-    it takes the smallest.
+    A location is matched with the smallest box that contains it, whose centre is within CENTRE_RADIUS strides in x and
+    y, and whose farthest edge is between 4 and 8 strides away (from 0 at the finest level, without limit at the
+    coarsest).
     """
     if len(boxes) == 0:
         none = torch.full((len(locations),), -1, dtype=torch.int64, device=locations.device)
@@ -128,7 +131,7 @@ def match_locations(
 
 
 def measure_centreness(distances: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
-    """1 in the middle of a box, 0 at its edges, of distances to left, top, right and bottom."""
+    """1 in the middle of a box, 0 at its edges, from the distances to left, top, right and bottom."""
     left, top, right, bottom = distances.unbind(dim=1)
     across = torch.minimum(left, right) / torch.maximum(left, right)
     down = torch.minimum(top, bottom) / torch.maximum(top, bottom)
@@ -138,7 +141,8 @@ def measure_centreness(distances: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
 def choose_slots(cells: Int64[Tensor, " n"], overlaps: Float[Tensor, "n slots"]) -> Int64[Tensor, " n"]:
     """The slot of each box: in the order of the boxes, each takes the free slot of its cell that it overlaps most.
 
-    cells: the cell of each box; overlaps: its IoU with what each slot of that cell says. -1 where all are taken.
+    cells: the cell of each box; overlaps: its IoU with the box that each slot of that cell predicts. -1 where no slot
+    is free.
     """
     free = {cell: list(range(overlaps.shape[1])) for cell in cells.tolist()}
     chosen = []
@@ -151,7 +155,7 @@ def choose_slots(cells: Int64[Tensor, " n"], overlaps: Float[Tensor, "n slots"])
 
 
 class BoxCoder(ABC):
-    """How boxes and the output of a head belong together, for `classes` classes; see Task for the methods."""
+    """Translates between boxes of `classes` classes and the output of a head; Task describes the methods."""
 
     output_format: ClassVar[str]
 
@@ -160,7 +164,7 @@ class BoxCoder(ABC):
 
     @abstractmethod
     def head_arguments(self) -> dict[str, Any]:
-        """What a head must know beside the features it reads."""
+        """Arguments of the head beside the features it reads."""
 
     @abstractmethod
     def head(self, channels: dict[str, int]) -> nn.Module:
@@ -168,7 +172,7 @@ class BoxCoder(ABC):
 
     @abstractmethod
     def count(self, target: Target) -> int:
-        """Positives: what answers for a box."""
+        """The number of positives: locations or slots that are matched with a box."""
 
     @abstractmethod
     def loss(self, output: Any, target: Target) -> Float[Tensor, ""]:
@@ -176,7 +180,7 @@ class BoxCoder(ABC):
 
     @abstractmethod
     def decode(self, output: Any) -> tuple[Float[Tensor, "B L 4"], Float[Tensor, "B L K"]]:
-        """All boxes the output speaks of, as edges in pixels of the network's image, and their scores by class."""
+        """All predicted boxes, as edges in pixels of the network's input, and their scores for each class."""
 
 
 class DenseBoxCoder(BoxCoder):
@@ -224,11 +228,11 @@ class DenseBoxCoder(BoxCoder):
             total = total + torch.where(ignored[:, None], 0.0, focal).sum()
             if not positive.any():
                 continue
-            places, truth = locations[positive], boxes[matched[positive]]
-            told = output.boxes[row][positive]
-            edges = torch.cat([places - told[:, :2], places + told[:, 2:]], dim=1)
+            centres, truth = locations[positive], boxes[matched[positive]]
+            predicted = output.boxes[row][positive]
+            edges = torch.cat([centres - predicted[:, :2], centres + predicted[:, 2:]], dim=1)
             total = total + generalized_box_iou_loss(edges, truth, reduction="sum")
-            distances = torch.cat([places - truth[:, :2], truth[:, 2:] - places], dim=1)
+            distances = torch.cat([centres - truth[:, :2], truth[:, 2:] - centres], dim=1)
             total = total + F.binary_cross_entropy_with_logits(
                 output.centreness[row][positive], measure_centreness(distances), reduction="sum"
             )
@@ -241,12 +245,12 @@ class DenseBoxCoder(BoxCoder):
 
 
 class GridBoxCoder(BoxCoder):
-    """The thesis's grid with the errors of its loss mended. Output: BoxGridOutput. Positives are slots.
+    """The thesis's box grid with the errors of its loss fixed. Output: BoxGridOutput. Positives are slots.
 
-    The cell that holds a box's middle answers for it, by the slot that overlaps the box most; `rows` are y, `columns`
-    are x. Boxes of one cell choose their slots from large to small, so where there are more of them than SLOTS the
-    smallest have none: they are not learned, and no background either, because then no slot of the cell is free.
-    Ignored boxes choose last, and their slots cost nothing.
+    The cell that contains a box's middle predicts it, with the slot that overlaps the box most; `rows` are y, `columns`
+    are x. Boxes of one cell take their slots from large to small, so of more than SLOTS boxes the smallest get none:
+    they are not learned, and they are no background either, because no slot of the cell is free then. Ignored boxes
+    come last, and their slots have no loss.
     """
 
     output_format = "box_grid"
@@ -268,9 +272,9 @@ class GridBoxCoder(BoxCoder):
         return total
 
     def loss(self, output: BoxGridOutput, target: Target) -> Float[Tensor, ""]:
-        """Squared errors, each a sum: of the confidence, which is to be 0 in a free slot, else the IoU of its box with
-        the true one; of the box's middle, and of the roots of its width and height; of its classes."""
-        told = self._place_boxes(output).detach()
+        """Squared errors, each a sum: of the confidence, whose target is 0 in a free slot, else the IoU of its box with
+        the ground truth; of the box's middle, and of the roots of its width and height; of its classes."""
+        predicted_boxes = self._place_boxes(output).detach()
         height, width = output.size
         total = output.values.sum() * 0.0
         for row, values in enumerate(output.values.flatten(1, 2)):
@@ -279,24 +283,26 @@ class GridBoxCoder(BoxCoder):
             boxes, classes = boxes[order], classes[order]
             cells, middles = self._find_cells(boxes, output.size)
             each = torch.arange(len(boxes), device=boxes.device)
-            overlaps = box_iou(boxes, told[row, cells].flatten(0, 1)).unflatten(1, (len(boxes), SLOTS))[each, each]
+            overlaps = box_iou(boxes, predicted_boxes[row, cells].flatten(0, 1)).unflatten(1, (len(boxes), SLOTS))[
+                each, each
+            ]
             slots = choose_slots(cells, overlaps)
-            taken, answers = slots >= 0, (slots >= 0) & (classes >= 0)
+            taken, positive = slots >= 0, (slots >= 0) & (classes >= 0)
             free = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
             free[cells[taken], slots[taken]] = False
 
-            said = values[cells[answers], slots[answers]]
+            predicted = values[cells[positive], slots[positive]]
             # the root of a sigmoid, with a gradient that is finite even where the sigmoid rounds to 0
-            said_roots = (F.logsigmoid(said[:, 3:5]) / 2).exp()
+            predicted_roots = (F.logsigmoid(predicted[:, 3:5]) / 2).exp()
             roots = ((boxes[:, 2:] - boxes[:, :2]) / boxes.new_tensor([width, height])).sqrt()
-            overlap = overlaps[each, slots][answers]
+            overlap = overlaps[each, slots][positive]
             total = (
                 total
                 + BACKGROUND * torch.where(free, values[..., 0].sigmoid(), 0.0).square().sum()
-                + (said[:, 0].sigmoid() - overlap).square().sum()
-                + COORDINATES * (said[:, 1:3].sigmoid() - middles[answers]).square().sum()
-                + COORDINATES * (said_roots - roots[answers]).square().sum()
-                + (said[:, 5:].sigmoid() - F.one_hot(classes[answers], self.classes)).square().sum()
+                + (predicted[:, 0].sigmoid() - overlap).square().sum()
+                + COORDINATES * (predicted[:, 1:3].sigmoid() - middles[positive]).square().sum()
+                + COORDINATES * (predicted_roots - roots[positive]).square().sum()
+                + (predicted[:, 5:].sigmoid() - F.one_hot(classes[positive], self.classes)).square().sum()
             )
         return total
 
@@ -307,12 +313,12 @@ class GridBoxCoder(BoxCoder):
     def _find_cells(
         self, boxes: Float[Tensor, "n 4"], size: tuple[int, int]
     ) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n 2"]]:
-        """The cell that holds each box's middle, counted row by row, and the middle's (x, y) in it, from 0 to 1."""
+        """The cell that contains each box's middle, counted row by row, and the middle's (x, y) in it, from 0 to 1."""
         rows, columns = count_cells(size, CELL)
         middles = (boxes[:, :2] + boxes[:, 2:]) / 2 / CELL
         # a sliver at the image's edge has its middle on that edge, by rounding
-        places = torch.minimum(middles.long(), torch.tensor([columns - 1, rows - 1], device=boxes.device))
-        return places[:, 1] * columns + places[:, 0], middles - places
+        corners = torch.minimum(middles.long(), torch.tensor([columns - 1, rows - 1], device=boxes.device))
+        return corners[:, 1] * columns + corners[:, 0], middles - corners
 
     def _place_boxes(self, output: BoxGridOutput) -> Float[Tensor, "B cells slots 4"]:
         """The edges of every slot's box in pixels, cells row by row."""
@@ -328,12 +334,12 @@ BOX_CODERS: dict[str, type[BoxCoder]] = {"dense": DenseBoxCoder, "grid": GridBox
 
 
 class DetectionMetrics(Metrics):
-    """`ap` (0.5:0.95), `ap50`, `ap75` and `ap/<class>`, as COCO defines them; None where there was nothing to find.
+    """`ap` (0.5:0.95), `ap50`, `ap75` and `ap/<class>`, as COCO defines them; None where the labels have no box.
 
-    `best_iou`: the thesis's "mean best IoU", to compare with its tables only. Of each image as many of the surest
-    answers are taken as there are boxes; each box has the best IoU with one of these, whatever its class; the mean over
-    an image's boxes, then over images with boxes. It can be gamed: it tells the number of boxes to the detector, lets
-    one answer serve many boxes, and false positives and wrong classes cost nothing.
+    `best_iou`: the thesis's "mean best IoU", only for comparison with its tables. In an image with n boxes, the n
+    top-scoring predictions are used; the IoU of a box is the best with any of them, of whatever class; the mean is over
+    an image's boxes, then over images with boxes. The metric can be gamed: it uses the number of boxes in the ground
+    truth, one prediction can match many boxes, and false positives and wrong classes have no cost.
     """
 
     def __init__(self, names: tuple[str, ...], min_size: float):
@@ -342,15 +348,15 @@ class DetectionMetrics(Metrics):
         self.average.warn_on_many_detections = False
         self.best_ious: list[float] = []
 
-    def update(self, answer: list[dict[str, Tensor]], target: Target) -> None:
-        for row, image_answer in enumerate(answer):
-            boxes = image_answer["boxes"].cpu()
+    def update(self, prediction: list[dict[str, Tensor]], target: Target) -> None:
+        for row, image_prediction in enumerate(prediction):
+            boxes = image_prediction["boxes"].cpu()
             large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= self.min_size if len(boxes) else torch.zeros(0).bool()
-            predicted = {key: image_answer[key].cpu()[large] for key in ("boxes", "scores", "labels")}
+            predicted = {key: image_prediction[key].cpu()[large] for key in ("boxes", "scores", "labels")}
             truth_boxes, classes = target["boxes"][row].cpu(), target["classes"][row].cpu()
             known = target["known"][row].cpu()
             wanted, foreign = known >= 0, (classes == IGNORED) & (known < 0)
-            # a box of unknown class may hold anything, so it is a crowd of every class
+            # a box of unknown class may contain any object, so it is a crowd of every class
             every = torch.arange(len(self.names)).repeat_interleave(int(foreign.sum()))
             truth = {
                 "boxes": torch.cat([truth_boxes[wanted], truth_boxes[foreign].repeat(len(self.names), 1)]),
@@ -360,9 +366,9 @@ class DetectionMetrics(Metrics):
             self.average.update([predicted], [truth])
             boxes = truth_boxes[classes >= 0]
             if len(boxes):
-                surest = predicted["boxes"][predicted["scores"].argsort(descending=True)[: len(boxes)]]
-                overlaps = box_iou(boxes, surest)
-                self.best_ious.append(float(overlaps.amax(dim=1).mean()) if len(surest) else 0.0)
+                top_scoring = predicted["boxes"][predicted["scores"].argsort(descending=True)[: len(boxes)]]
+                overlaps = box_iou(boxes, top_scoring)
+                self.best_ious.append(float(overlaps.amax(dim=1).mean()) if len(top_scoring) else 0.0)
 
     def compute(self) -> dict[str, float | None]:
         if not self.best_ious:
@@ -371,17 +377,17 @@ class DetectionMetrics(Metrics):
         scores = {"ap": result["map"], "ap50": result["map_50"], "ap75": result["map_75"]}
         by_class = zip(result["classes"].reshape(-1).tolist(), result["map_per_class"].reshape(-1), strict=True)
         scores |= {f"ap/{self.names[index]}": value for index, value in by_class}
-        # -1 is the library's word for "no truth"
+        # the library returns -1 where there is no ground truth
         scores = {name: None if float(value) < 0 else float(value) for name, value in scores.items()}
         return scores | {"best_iou": float(np.mean(self.best_ious))}
 
 
 class Detection(Task):
-    """Label: the derived file's boxes. Output: that of the codec. Answer, a dict for each image: `boxes` (n, 4) in
-    pixels, `scores` (n,), `labels` (n,).
+    """Label: the boxes of the derived file. Output: that of the box coder. Prediction, a dict for each image: `boxes`
+    (n, 4) in pixels, `scores` (n,), `labels` (n,).
 
     Target, N = max_boxes rows: `boxes` float32 (N, 4) edges x1, y1, x2, y2 in pixels; `classes` int64 (N,), PADDING for
-    no box, IGNORED for one that counts for nothing; `known` int64 (N,), the class also of ignored boxes, -1 if unknown;
+    no box, IGNORED for an ignored box; `known` int64 (N,), the class also of ignored boxes, -1 if unknown;
     `size` int64 (2,), the (width, height) of the image.
     """
 
@@ -390,7 +396,7 @@ class Detection(Task):
     primary_metric: ClassVar[str] = "ap"
     better: ClassVar[str] = "higher"
     labels_for_statistics: ClassVar[int | None] = (
-        None  # small files, and a frame with too many boxes must not go unnoticed
+        None  # small files, and every frame with too many boxes is to be reported
     )
     Options = DetectionOptions
 
@@ -437,12 +443,12 @@ class Detection(Task):
         return target
 
     def collect_statistics(self, labels: Iterable[Any]) -> None:
-        """Nothing is learned from the labels, but frames that do not fit into a target are reported."""
+        """Only the constant baseline; frames with more boxes than a target has rows are reported as a warning."""
         counts = [len(label) for label in labels]
         fuller = sum(count > self.options.max_boxes for count in counts)
         if fuller:
             warnings.warn(
-                f"{fuller} training frames hold more than {self.options.max_boxes} boxes, up to {max(counts)}: their "
+                f"{fuller} training frames have more than {self.options.max_boxes} boxes, up to {max(counts)}: their "
                 f"smallest are left out; raise tasks.detection.max_boxes to keep them",
                 stacklevel=2,
             )
@@ -460,14 +466,14 @@ class Detection(Task):
         return self.box_coder.output_format
 
     def head_arguments(self) -> dict[str, Any]:
-        """`classes`: how many; of the box grid also `slots`, boxes of a cell."""
+        """`classes`: number of classes; for the box grid also `slots`, the number of boxes of a cell."""
         return self.box_coder.head_arguments()
 
     def head(self, channels: dict[str, int]) -> nn.Module:
         return self.box_coder.head(channels)
 
     def count(self, target: Target) -> int:
-        """Positives: locations or slots that answer for a box."""
+        """The number of positives: locations or slots that are matched with a box."""
         return self.box_coder.count(target)
 
     def loss(self, output: DetectionOutput | BoxGridOutput, target: Target) -> Float[Tensor, ""]:
@@ -475,40 +481,40 @@ class Detection(Task):
 
     def predict(self, output: DetectionOutput | BoxGridOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
         height, width = output.size
-        answers = []
+        predictions = []
         for edges, scores in zip(*self.box_coder.decode(output), strict=True):
-            best, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
-            place, best = place[best > self.options.score_threshold], best[best > self.options.score_threshold]
-            found, label = place // scores.shape[1], place % scores.shape[1]
+            best, index = scores.flatten().topk(min(CANDIDATES, scores.numel()))
+            index, best = index[best > self.options.score_threshold], best[best > self.options.score_threshold]
+            found, label = index // scores.shape[1], index % scores.shape[1]
             found = torch.minimum(edges[found].clamp(min=0), edges.new_tensor([width, height, width, height]))
             kept = batched_nms(found, best, label, self.options.nms_threshold)[:DETECTIONS]
             scale = edges.new_tensor([size[0] / width, size[1] / height] * 2)
-            answers.append({"boxes": found[kept] * scale, "scores": best[kept], "labels": label[kept]})
-        return answers
+            predictions.append({"boxes": found[kept] * scale, "scores": best[kept], "labels": label[kept]})
+        return predictions
 
     def metrics(self) -> DetectionMetrics:
         return DetectionMetrics(self.names, self.options.min_size)
 
-    def _draw_box(self, picture: np.ndarray, box: list[float], color: tuple[int, int, int], words: str) -> None:
+    def _draw_box(self, picture: np.ndarray, box: list[float], color: tuple[int, int, int], text: str) -> None:
         x1, y1, x2, y2 = (round(value) for value in box)
         cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), color, max(1, picture.shape[0] // 320), cv2.LINE_AA)
-        if words and y2 - y1 > picture.shape[0] / 8:  # on small boxes the words would hide the thing itself
-            write_text(picture, words, (x1, y1), color)
+        if text and y2 - y1 > picture.shape[0] / 8:  # on a small box the text would hide the object
+            write_text(picture, text, (x1, y1), color)
 
-    def draw(self, image: UInt8[np.ndarray, "H W 3"], answer: dict[str, Tensor]) -> UInt8[np.ndarray, "H W 3"]:
-        """Boxes of a score of 0.3 and more, the surest on top."""
+    def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: dict[str, Tensor]) -> UInt8[np.ndarray, "H W 3"]:
+        """Boxes with a score of 0.3 or more, the top-scoring on top."""
         picture = image.copy()
-        order = answer["scores"].argsort()
+        order = prediction["scores"].argsort()
         for row in order.tolist():
-            label, score = int(answer["labels"][row]), float(answer["scores"][row])
+            label, score = int(prediction["labels"][row]), float(prediction["scores"][row])
             if score >= 0.3:
                 self._draw_box(
-                    picture, answer["boxes"][row].tolist(), object_colour(label), f"{self.names[label]} {score:.2f}"
+                    picture, prediction["boxes"][row].tolist(), object_colour(label), f"{self.names[label]} {score:.2f}"
                 )
         return picture
 
     def draw_label(self, image: UInt8[np.ndarray, "H W 3"], target: Target) -> UInt8[np.ndarray, "H W 3"]:
-        """The boxes; ignored ones in gray without a word."""
+        """The boxes; ignored ones in gray, without text."""
         picture = image.copy()
         for box, label in zip(target["boxes"].tolist(), target["classes"].tolist(), strict=True):
             if label == IGNORED:

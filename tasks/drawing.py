@@ -1,4 +1,4 @@
-"""Marks that several tasks draw with: blended colours and words on a picture."""
+"""Drawing functions that several tasks share: blended colours and text on a picture."""
 
 import cv2
 import numpy as np
@@ -15,14 +15,14 @@ def blend(
 def write_text(
     picture: UInt8[np.ndarray, "H W 3"],
     text: str,
-    place: tuple[int, int] | None = None,
+    corner: tuple[int, int] | None = None,
     color: tuple[int, int, int] = (255, 255, 255),
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Words on a dark plate, sized to the picture; `place` is their lower left corner, by default in the upper left."""
+    """Text on a dark plate, sized to the picture; `corner`: (x, y) of its lower left, by default at the upper left."""
     scale = max(picture.shape[0] / 640, 0.35)
     thick = max(1, round(scale * 1.5))
     (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale * 0.7, thick)
-    x, y = place or (height // 2, 2 * height)
+    x, y = corner or (height // 2, 2 * height)
     x = int(np.clip(x, 0, max(picture.shape[1] - width, 0)))
     y = int(np.clip(y, height + 2, picture.shape[0] - base))
     cv2.rectangle(picture, (x - 1, y - height - 2), (x + width + 1, y + base), (0, 0, 0), -1)

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel; primary metric mIoU over the classes that occur in the labels."""
+"""Semantic segmentation, a class for every pixel; primary metric mIoU over the classes that occur in the labels."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,10 @@ class SegmentationHeadOptions(HeadOptions):
 class SegmentationOptions(TaskOptions):
     classes: Literal["paper", "all"] = Field("paper", description="paper: the authors' 19 classes; all: A2D2's 38")
     class_balance: float = Field(
-        0.0, ge=0, le=1, description="weight classes by (share of the training pixels) ** -class_balance; 0: all alike"
+        0.0,
+        ge=0,
+        le=1,
+        description="weight classes by (share of the training pixels) ** -class_balance; 0: equal weights",
     )
     lovasz: NonNegativeFloat = Field(0.0, description="weight of the Lovasz-Softmax term beside the cross-entropy")
     dice: NonNegativeFloat = Field(0.0, description="weight of the Dice term beside the cross-entropy")
@@ -37,32 +40,33 @@ class SegmentationOptions(TaskOptions):
 
 
 def measure_lovasz(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
-    """Lovasz-Softmax (arXiv 1705.08790): the Lovasz extension of 1 - IoU, mean over classes that all occur in `truth`.
+    """Lovasz-Softmax (arXiv 1705.08790): the Lovasz extension of 1 - IoU, mean over the C classes, which all occur in
+    `truth`, the ground truth.
 
-    A pixel that counts for nothing has the probability 0 and is in no class: its error is 0, and so is its share.
+    An ignored pixel must have the probability 0 and no class: its error and its share are then 0.
     """
     errors, order = torch.where(truth, 1 - probabilities, probabilities).sort(dim=1, descending=True)
     of_class = truth.gather(1, order)
     size = truth.sum(dim=1, keepdim=True)
-    # if this pixel and all of larger errors were wrong
+    # intersection and union if this pixel and all with larger errors are wrong
     intersection = size - of_class.cumsum(dim=1)
     union = size + (~of_class).cumsum(dim=1)
-    # by how much this pixel, being wrong too, lowers the IoU: the quotients' difference in closed form, which rounding
-    # cannot spoil
+    # by how much the IoU falls when this pixel is wrong too: the difference of the quotients in closed form, which has
+    # no rounding error
     missed = 1 / union.to(errors.dtype)
     invented = intersection.to(errors.dtype) / (union * (union - 1)).clamp(min=1)
     return (errors * torch.where(of_class, missed, invented)).sum(dim=1).mean()
 
 
 def measure_dice(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
-    """1 - the Dice coefficient of probabilities and truth (arXiv 1707.03237), mean over classes that all occur."""
+    """1 - the Dice coefficient (arXiv 1707.03237), mean over the C classes, which all occur in `truth`."""
     common = (probabilities * truth).sum(dim=1)
     return (1 - 2 * common / (probabilities.sum(dim=1) + truth.sum(dim=1))).mean()
 
 
 @contextlib.contextmanager
 def _any_order() -> Iterator[None]:
-    """Lift PyTorch's determinism: whole numbers add up alike in any order, and counting them in one is far slower."""
+    """Suspend PyTorch's determinism: integer sums are equal in any order, and the deterministic count is far slower."""
     strict = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -79,9 +83,9 @@ class SegmentationMetrics(Metrics):
         self.names = names
         self.jaccard = MulticlassJaccardIndex(len(names), ignore_index=IGNORE, average="none", validate_args=False)
 
-    def update(self, answer: UInt8[Tensor, "B H W"], target: UInt8[Tensor, "B H W"]) -> None:
+    def update(self, prediction: UInt8[Tensor, "B H W"], target: UInt8[Tensor, "B H W"]) -> None:
         with _any_order():
-            self.jaccard.to(answer.device).update(answer, target)
+            self.jaccard.to(prediction.device).update(prediction, target)
 
     def compute(self) -> dict[str, float | None]:
         confusion = self.jaccard.confmat
@@ -99,7 +103,9 @@ class SegmentationMetrics(Metrics):
 
 
 class Segmentation(Task):
-    """Label and target: uint8 (H, W) class ids of the grouping, 255 for nothing. Output: logits (B, C, H, W)."""
+    """Label and target: uint8 (H, W) class ids of the grouping, 255 for "ignored". Output: logits (B, C, H, W).
+    Prediction: uint8 (B, H, W) class ids.
+    """
 
     name: ClassVar[str] = "segmentation"
     kind: ClassVar[str] = "segmentation"
@@ -126,7 +132,7 @@ class Segmentation(Task):
         return torch.from_numpy(geometry.sample_nearest(label))
 
     def collect_statistics(self, labels: Iterable[Any]) -> None:
-        """The majority class, and the weights of the classes in the loss; their mean over pixels is one."""
+        """The majority class, and the class weights of the loss, whose mean over all pixels is one."""
         totals = self._count_pixels(labels)
         weights = np.maximum(totals, 1.0) ** -self.options.class_balance
         weights *= totals.sum() / max((weights * totals).sum(), 1e-9)
@@ -161,8 +167,7 @@ class Segmentation(Task):
         return int((target != IGNORE).sum())
 
     def loss(self, output: Float[Tensor, "B C H W"], target: UInt8[Tensor, "B H W"]) -> Float[Tensor, ""]:
-        """Cross-entropy, and the terms of regions if asked for, at full size: at a quarter of it thin classes are out
-        of reach."""
+        """Cross-entropy and the optional region terms, at full size: at a quarter of it thin classes are lost."""
         logits = widen(output)
         weights = self.label_statistics.get("class_weights")
         if weights is not None:
@@ -175,8 +180,8 @@ class Segmentation(Task):
     def _measure_regions(self, logits: Float[Tensor, "C H W"], target: UInt8[Tensor, "H W"]) -> Float[Tensor, ""]:
         """The weighted terms of one image over the classes in its label, times its valid pixels.
 
-        They do not add up over pixels. Each image's own, times its pixels, gives after the division by all pixels the
-        mean over images by pixels, however the images are divided among micro-batches and ranks.
+        These terms are no sums over pixels. Multiplied by the image's pixels, and divided by the pixels of all images
+        later, they give the pixel-weighted mean over images, for any division into micro-batches and ranks.
         """
         valid = target != IGNORE
         classes = target[valid].unique().long()
@@ -195,8 +200,8 @@ class Segmentation(Task):
     def metrics(self) -> SegmentationMetrics:
         return SegmentationMetrics(self.grouping.names)
 
-    def draw(self, image: UInt8[np.ndarray, "H W 3"], answer: UInt8[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-        classes = answer.cpu().numpy()
+    def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: UInt8[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+        classes = prediction.cpu().numpy()
         picture = blend(image, self.grouping.palette[classes], 0.6)
         return np.where((classes == IGNORE)[..., None], image, picture)
 

@@ -1,6 +1,6 @@
 """Steering-wheel angle in degrees, left positive, from one frame; primary metric MAE.
 
-A single frame cannot tell which way the driver will take at a junction: expect modest skill.
+A single frame does not show which way the driver will take at a junction, so the skill is limited.
 """
 
 from collections.abc import Iterable
@@ -33,14 +33,16 @@ class SteeringHeadOptions(HeadOptions):
 
 
 class SteeringOptions(TaskOptions):
-    horizon: PositiveInt = Field(1, description="bus samples to predict, from the one at the frame's time on")
+    horizon: PositiveInt = Field(1, description="number of bus samples to predict, from the one at the frame's time on")
     loss: Literal["smooth_l1", "l1"] = Field("smooth_l1", description="of the angle divided by scale_deg")
-    scale_deg: PositiveFloat | None = Field(None, description="degrees; null: the spread of the training labels")
+    scale_deg: PositiveFloat | None = Field(
+        None, description="degrees; null: the standard deviation of the training labels"
+    )
     head: SteeringHeadOptions = SteeringHeadOptions()
 
 
 def find_frame_sample(content: dict) -> int | None:
-    """Which of a derived file's samples is the frame's own: one that equals `angle_deg`; None if there is none.
+    """Index of the sample at the frame's time: one that equals `angle_deg`; None if no sample does.
 
     Of several, as on a straight road, the nearest to the middle of the samples, because they surround the frame's time
     (docs/a2d2-format.md, section 7).
@@ -55,18 +57,18 @@ class SteeringMetrics(Metrics):
     time; `mae/horizon` of all samples, where there are several."""
 
     def __init__(self):
-        self.answers: list[Tensor] = []
+        self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
 
-    def update(self, answer: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> None:
-        self.answers.append(answer.double().cpu())
+    def update(self, prediction: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> None:
+        self.predictions.append(prediction.double().cpu())
         self.targets.append(target.double().cpu())
 
     def compute(self) -> dict[str, float | None]:
         if not self.targets or sum(map(len, self.targets)) == 0:
             return {"mae": None}
         target = torch.cat(self.targets)
-        errors = torch.cat(self.answers) - target
+        errors = torch.cat(self.predictions) - target
         error, target = errors[:, 0], target[:, 0]
         spread = (target - target.mean()).square().sum()
         scores: dict[str, float | None] = {
@@ -85,8 +87,8 @@ class SteeringMetrics(Metrics):
 
 class Steering(Task):
     """Label and target: float32 (horizon,), degrees, left positive: the angle at the frame's time, then those of the
-    bus's samples after it, the last repeated where fewer follow. Output: (B, horizon), in units of `scale_deg`. Answer:
-    (B, horizon), degrees.
+    bus samples after it; the last is repeated where fewer follow. Output: (B, horizon), in units of `scale_deg`.
+    Prediction: (B, horizon), degrees.
     """
 
     name: ClassVar[str] = "steering"
@@ -94,7 +96,7 @@ class Steering(Task):
     primary_metric: ClassVar[str] = "mae"
     better: ClassVar[str] = "lower"
     unit: ClassVar[str] = "deg"
-    labels_for_statistics: ClassVar[int | None] = None  # they are a few bytes each
+    labels_for_statistics: ClassVar[int | None] = None  # files of a few bytes
     Options = SteeringOptions
 
     def load(self, frame: Frame) -> Float32[np.ndarray, " horizon"] | None:
@@ -148,7 +150,7 @@ class Steering(Task):
         return len(target)
 
     def loss(self, output: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> Float[Tensor, ""]:
-        """Of the angles in units of `scale_deg`; the mean over the horizon, so that a long one weighs no more."""
+        """On angles in units of `scale_deg`; the mean over the horizon, so that its length has no influence."""
         wanted = target / self.label_statistics["scale_deg"]
         return LOSSES[self.options.loss](widen(output), wanted, reduction="sum") / self.options.horizon
 
@@ -158,9 +160,9 @@ class Steering(Task):
     def metrics(self) -> SteeringMetrics:
         return SteeringMetrics()
 
-    def draw(self, image: np.ndarray, answer: Float[Tensor, " horizon"]) -> np.ndarray:
-        """A steering wheel turned by the angle at the frame's time, and that angle in words."""
-        angle = float(answer[0])
+    def draw(self, image: np.ndarray, prediction: Float[Tensor, " horizon"]) -> np.ndarray:
+        """A steering wheel turned by the angle at the frame's time, and that angle as text."""
+        angle = float(prediction[0])
         picture = image.copy()
         height, width = picture.shape[:2]
         radius, thick = max(height // 7, 8), max(height // 90, 1)

@@ -1,8 +1,8 @@
-"""The contract of a task: everything that is true of one task and of nothing else lives behind these methods.
+"""The contract of a task: everything that is true of one task and of nothing else is behind these methods.
 
-A label is what is on disk for one frame, as numpy or plain values. A target is the label as tensors at the size of the
-training image; targets of a batch are collated by PyTorch's default. An output is what the task's head says; an answer
-is the output in physical units, at the size of the labels it will be held against.
+A *label* is what is on disk for one frame, as NumPy arrays or plain values. A *target* is the label as tensors at the
+size of the training image; PyTorch's default collate function makes a batch of targets. An *output* is what the task's
+head returns. A *prediction* is the output in physical units, at the size of the labels that it is compared with.
 """
 
 import json
@@ -24,20 +24,20 @@ Target = Tensor | dict[str, Tensor]
 
 
 class TaskOptions(BaseModel):
-    """Base of each task's own options: unknown keys are errors, defaults are checked, nothing changes later."""
+    """Base of each task's options: unknown keys are errors, defaults are validated, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
 
 
 class HeadOptions(TaskOptions):
-    """What all heads offer."""
+    """Options that all heads have."""
 
-    stop_gradient: bool = Field(False, description="train the head without moving encoder and neck")
-    adapter: bool = Field(False, description="give the head a small residual layer on what it reads")
+    stop_gradient: bool = Field(False, description="train the head without changing encoder and neck")
+    adapter: bool = Field(False, description="put a small residual layer between the features and the head")
 
 
 def load_file(path: Path, read: Callable[[Path], Any]) -> Any | None:
-    """What `read` makes of a derived file; None if there is no file, ValueError naming it if it is damaged."""
+    """The result of `read` for a derived file; None if the file is missing, ValueError naming it if it is damaged."""
     try:
         return read(path)
     except FileNotFoundError:
@@ -47,7 +47,7 @@ def load_file(path: Path, read: Callable[[Path], Any]) -> Any | None:
 
 
 def load_json(path: Path, *keys: str) -> dict | None:
-    """The object in a derived JSON file, which must have all `keys`; None if there is no file."""
+    """The object in a derived JSON file, which must have all `keys`; None if the file is missing."""
     content = load_file(path, lambda path: json.loads(path.read_text()))
     if content is None:
         return None
@@ -58,28 +58,30 @@ def load_json(path: Path, *keys: str) -> dict | None:
 
 
 def widen(output: Tensor) -> Tensor:
-    """At least float32, for a loss: half precision is too coarse for it, and what comes in float64 is left so."""
+    """Cast to float32 for a loss, because half precision is too coarse for it; float64 stays float64."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 class Metrics(ABC):
-    """Collects answers and targets of many frames; `compute` gives named numbers, None for what is not defined."""
+    """Collects predictions and targets of many frames and computes named scores of them all."""
 
     @abstractmethod
-    def update(self, answer: Any, target: Target) -> None:
-        """Add a batch of labelled rows."""
+    def update(self, prediction: Any, target: Target) -> None:
+        """Add a batch of rows that have a label."""
 
     @abstractmethod
     def compute(self) -> dict[str, float | None]:
-        """The scores over all that was added."""
+        """The scores over all rows; None for a score that is not defined on them."""
 
 
 class Task(ABC):
     """One task.
 
-    `name`: its key in configs and tables. `kind`: the derived file that holds its label. `primary_metric`: the score that
-    stands for it, a key of its metrics; `better` is "higher" or "lower"; `unit` is printed behind the primary metric.
-    `label_statistics`: values found on the training labels by `fit`; JSON, kept in checkpoints.
+    `name`: key of the task in configs and tables. `kind`: kind of the derived file that contains its label.
+    `primary_metric`: the score that stands for the task, a key of its metrics; `better`: "higher" or "lower"; `unit`:
+    printed behind the primary metric.
+    `label_statistics`: values that `collect_statistics` computes from the training labels, as JSON; kept in weights
+    files.
     """
 
     name: ClassVar[str]
@@ -87,7 +89,7 @@ class Task(ABC):
     primary_metric: ClassVar[str]
     better: ClassVar[str]
     unit: ClassVar[str] = ""
-    labels_for_statistics: ClassVar[int | None] = 500  # labels read by `fit`, evenly spaced; None: all
+    labels_for_statistics: ClassVar[int | None] = 500  # labels that are read for them, evenly spaced; None: all
     Options: ClassVar[type[TaskOptions]]
 
     def __init__(self, options: TaskOptions | None = None, label_statistics: dict[str, Any] | None = None):
@@ -95,59 +97,59 @@ class Task(ABC):
         self.label_statistics = dict(label_statistics or {})
 
     def has_label(self, frame: Frame) -> bool:
-        """Whether the derived file is there; it is not opened."""
+        """Whether the frame's derived file exists; it is not opened."""
         return frame.path(self.kind).is_file()
 
     @abstractmethod
     def load(self, frame: Frame) -> Any | None:
-        """The frame's label, or None if it has none. ValueError, with the file's name, if the file is damaged."""
+        """The frame's label; None if it has none. ValueError, with the file's name, if the file is damaged."""
 
     @abstractmethod
     def blank(self, size: tuple[int, int]) -> Target:
-        """A target of the right shapes for a frame without label; `size` is the training image's (width, height)."""
+        """A target of the right shapes for a frame without a label; `size` is (width, height) of the training image."""
 
     @abstractmethod
     def transform(self, label: Any, geometry: Geometry) -> Target:
         """The target of a label under an augmentation."""
 
     def collect_statistics(self, labels: Iterable[Any]) -> None:
-        """Find what must be known of the training labels before training; fills `label_statistics`."""
+        """Compute what training needs of the training labels, and store it in `label_statistics`."""
         self.label_statistics = {"constant": self.find_constant(list(labels))}
 
     @abstractmethod
     def find_constant(self, labels: list[Any]) -> Any:
-        """The one answer that serves the primary metric best on these labels, as JSON."""
+        """The constant baseline: the one prediction with the best primary metric on these labels, as JSON."""
 
     @abstractmethod
     def predict_constant(self, target: Target) -> Any:
-        """The label_statistics constant as an answer to each row of a target."""
+        """The constant baseline as the prediction for each row of a target."""
 
     @property
     @abstractmethod
     def output_format(self) -> str:
-        """Which kind of output `loss` and `answer` understand, so that a network that brings its own heads can fit one.
+        """The kind of output that `loss` and `predict` read, and that a specialist's own head must have, too.
 
-        "map": a dense map of logits. "log_depth": a dense map of log-metres. "boxes": a dense detector's output.
+        "map": a dense map of logits. "log_depth": a dense map of log-metres. "boxes": the output of a dense detector.
         "box_grid": a grid of boxes. "numbers": a row of numbers.
         """
 
     def head_arguments(self) -> dict[str, Any]:
-        """What a head for this task must know beside the features it reads, whoever builds it."""
+        """Arguments of every head for this task, also of a specialist's: such as the number of classes."""
         return {}
 
     @abstractmethod
     def head(self, channels: dict[str, int]) -> nn.Module:
-        """The head on features of these names and channels."""
+        """The task's own head; `channels`: the available features and their numbers of channels."""
 
     @abstractmethod
     def count(self, target: Target) -> int:
-        """What the loss is divided by, summed over labelled rows: pixels, images, positives or samples."""
+        """The number that the loss is divided by, over rows with a label: pixels, images, positives or frames."""
 
     @abstractmethod
     def loss(self, output: Any, target: Target) -> Tensor:
-        """The loss summed over labelled rows, a scalar in float32 or better; divide it by a count of at least one.
+        """The loss summed over rows with a label, a scalar in float32 or better; the caller divides it by a count >= 1.
 
-        What is no sum over the things counted, but one number of a row, is multiplied by the row's count.
+        A term that is one number for a row, and no sum over the things counted, is multiplied by the row's count.
         """
 
     @abstractmethod
@@ -159,13 +161,13 @@ class Task(ABC):
         """A new, empty collection of scores."""
 
     @abstractmethod
-    def draw(self, image: UInt8[np.ndarray, "H W 3"], answer: Any) -> UInt8[np.ndarray, "H W 3"]:
-        """A picture of one row's answer, over the image."""
+    def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: Any) -> UInt8[np.ndarray, "H W 3"]:
+        """The image with one row's prediction drawn over it."""
 
     @abstractmethod
     def draw_label(self, image: UInt8[np.ndarray, "H W 3"], target: Target) -> UInt8[np.ndarray, "H W 3"]:
-        """A picture of one row's target, in the same manner."""
+        """The image with one row's target drawn over it, in the same way."""
 
     def skill(self, score: float, constant: float) -> float:
-        """How far a primary metric is from its constant predictor's: 0 is no better, 1 is perfect."""
+        """A primary metric relative to that of the constant baseline: 0 is no better than it, 1 is perfect."""
         return score if self.better == "higher" else 1 - score / max(constant, 1e-9)

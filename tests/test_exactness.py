@@ -72,7 +72,7 @@ def test_depth_by_hand():
 
 
 def test_detection_by_hand():
-    """Two locations, one class. The left one answers for the box and says that it reaches over the whole image."""
+    """Two locations, one class. The left one is positive and predicts a box over the whole image."""
     task = Detection(Detection.Options(classes="object", head={"reads": ("neck.8",)}))
     target = default_collate(
         [task.transform([{"box": [0, 0, 10, 8], "class": "Car", "visible": 1.0}], Geometry.identity((16, 8)))]
@@ -83,8 +83,8 @@ def test_detection_by_hand():
     assert task.count(target) == 1
     # focal loss of even odds: 1/4 * (1/2)^2 * log 2 for the box, 3/4 * (1/2)^2 * log 2 for the background
     focal = LOG2 / 4
-    giou = 1 - 10 / 16  # the box lies within the answer, so their hull is the answer, and GIoU is IoU
-    centre = math.sqrt(4 / 6)  # as near to the left edge as 4 of 6 to the right; said to be 3/4
+    giou = 1 - 10 / 16  # the box lies within the prediction, which is their hull, so GIoU is IoU
+    centre = math.sqrt(4 / 6)  # as near to the left edge as 4 of 6 to the right; predicted as 3/4
     central = -centre * math.log(3 / 4) - (1 - centre) * math.log(1 / 4)
     assert task.loss(output, target).item() == pytest.approx(focal + giou + central, rel=1e-5)
 
@@ -139,9 +139,9 @@ def integrate_lovasz(probabilities, truth):
     total, below = 0.0, 0.0
     for level in sorted(set(errors)):
         wrong = [error >= level for error in errors]
-        said = [is_true != is_wrong for is_true, is_wrong in zip(truth, wrong, strict=True)]
-        common = sum(a and b for a, b in zip(said, truth, strict=True))
-        either = sum(a or b for a, b in zip(said, truth, strict=True))
+        predicted = [is_true != is_wrong for is_true, is_wrong in zip(truth, wrong, strict=True)]
+        common = sum(a and b for a, b in zip(predicted, truth, strict=True))
+        either = sum(a or b for a, b in zip(predicted, truth, strict=True))
         total += (level - below) * (1 - common / either)
         below = level
     return total
@@ -158,25 +158,25 @@ def test_lovasz_and_dice_are_their_definitions():
         valid = label != 255
         classes = np.unique(label[valid])
         for kind in classes:
-            told, truth = image[kind][valid].tolist(), (label[valid] == kind).tolist()
+            predicted, truth = image[kind][valid].tolist(), (label[valid] == kind).tolist()
             share = valid.sum() / len(classes)
-            expected["lovasz"] += share * integrate_lovasz(told, truth)
-            common = sum(p for p, is_true in zip(told, truth, strict=True) if is_true)
-            expected["dice"] += share * (1 - 2 * common / (sum(told) + sum(truth)))
+            expected["lovasz"] += share * integrate_lovasz(predicted, truth)
+            common = sum(p for p, is_true in zip(predicted, truth, strict=True) if is_true)
+            expected["dice"] += share * (1 - 2 * common / (sum(predicted) + sum(truth)))
     plain = task.loss(logits, target)
     for name, value in expected.items():
         term = Segmentation(Segmentation.Options(**{name: 3.0})).loss(logits, target) - plain
         assert term.item() == pytest.approx(3 * value, rel=1e-9)
 
 
-def test_of_certain_answers_lovasz_is_one_minus_iou_and_dice_one_minus_dice():
+def test_of_certain_predictions_lovasz_is_one_minus_iou_and_dice_one_minus_dice():
     rng = np.random.default_rng(2)
-    answer, label = (torch.from_numpy(rng.integers(0, 3, 500)) for _ in range(2))
-    said, truth = (F.one_hot(kinds, 3).T for kinds in (answer, label))
-    common, both = (said * truth).sum(dim=1), said.sum(dim=1) + truth.sum(dim=1)
+    prediction, label = (torch.from_numpy(rng.integers(0, 3, 500)) for _ in range(2))
+    predicted, truth = (F.one_hot(kinds, 3).T for kinds in (prediction, label))
+    common, both = (predicted * truth).sum(dim=1), predicted.sum(dim=1) + truth.sum(dim=1)
     iou, dice = (common / (both - common)).mean(), (2 * common / both).mean()
-    assert measure_lovasz(said.float(), truth.bool()).item() == pytest.approx(1 - iou.item(), rel=1e-5)
-    assert measure_dice(said.float(), truth.bool()).item() == pytest.approx(1 - dice.item(), rel=1e-5)
+    assert measure_lovasz(predicted.float(), truth.bool()).item() == pytest.approx(1 - iou.item(), rel=1e-5)
+    assert measure_dice(predicted.float(), truth.bool()).item() == pytest.approx(1 - dice.item(), rel=1e-5)
 
 
 def test_the_terms_of_regions_do_not_depend_on_how_images_are_batched():
@@ -262,9 +262,9 @@ def test_horizon_is_scored_beside_the_angle_at_the_frames_time():
     task.collect_statistics([np.array([1.0, 50, 60], np.float32), np.array([3.0, 80, 90], np.float32)])
     assert task.label_statistics == {"constant": 2.0, "scale_deg": 4.0}
     target = torch.tensor([[1.0, 50, 60], [3.0, 80, 90]])
-    answer = task.predict(torch.tensor([[0.5, 12.5, 15.0], [0.5, 20.0, 20.0]]), SIZE)
+    prediction = task.predict(torch.tensor([[0.5, 12.5, 15.0], [0.5, 20.0, 20.0]]), SIZE)
     metrics = task.metrics()
-    metrics.update(answer, target)
+    metrics.update(prediction, target)
     scores = metrics.compute()
     assert scores["mae"] == 1 and scores["rmse"] == 1
     assert scores["mae/horizon"] == pytest.approx((1 + 0 + 0 + 1 + 0 + 10) / 6)
@@ -275,9 +275,9 @@ def test_horizon_is_scored_beside_the_angle_at_the_frames_time():
 
 
 DERIVED = (512, 320)
-# A head at stride 4 cannot say everything about a small picture of a whole scene: a free map of log-depth in place of
-# the network, optimized on such labels at 128x80, ends at AbsRel 0.075, and free logits at mIoU 0.89. Cut out of a larger
-# one, in the lower left, where things are near and of many classes, they reach 0.015 and 0.97.
+# A head at stride 4 cannot represent a small image of a whole scene exactly: a free map of log-depth in place of the
+# network, optimized on such labels at 128x80, ends at AbsRel 0.075, and free logits at mIoU 0.89. On a crop of a larger
+# image, in the lower left, where things are near and of many classes, they reach 0.015 and 0.97.
 CUT = Geometry(DERIVED, (0, 192, 128, 80), (128, 80))
 DENSE = {"reads": ("neck.8", "neck.16", "neck.32"), "width": 64, "layers": 2}
 OPTIONS = {
@@ -306,7 +306,7 @@ def frames(tmp_path_factory):
 
 
 def load_four(frames, name, **options):
-    """A task with the statistics of its labels, and up to four images (n, 3, 80, 128) whose targets hold something to count."""
+    """A task with its label statistics, and up to four images (n, 3, 80, 128) whose targets have a count above 0."""
     task = TASKS[name](TASKS[name].Options(**{**OPTIONS[name], **options}))
     labelled = [frame for frame in frames if task.has_label(frame)]
     labels = [task.load(frame) for frame in labelled]
@@ -376,7 +376,7 @@ def test_options_that_all_heads_have(name, frames):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_levels_width_and_depth_of_each_head_are_options(name, frames):
+def test_levels_width_and_layers_of_each_head_are_options(name, frames):
     chosen = {"reads": ("neck.8", "neck.32"), "width": 32, "layers": 2}
     sizes = {}
     changes = {"": {}, "reads": {"reads": ("neck.8",)}, "width": {"width": 64}, "layers": {"layers": 3}}
@@ -387,7 +387,7 @@ def test_levels_width_and_depth_of_each_head_are_options(name, frames):
         measure_loss(net, task, images, targets).backward()
         assert all(parameter.grad is not None for parameter in net.head_parameters(name))
         sizes[key] = sum(parameter.numel() for parameter in net.head_parameters(name))
-    assert sizes["reads"] < sizes[""] < min(sizes["width"], sizes["depth"])
+    assert sizes["reads"] < sizes[""] < min(sizes["width"], sizes["layers"])
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_detector_lists_its_cells_in_the_order_of_the_locations():
     assert head.strides == strides
 
 
-def test_untrained_answers():
+def test_untrained_predictions():
     channels = {"neck.4": 32}
     features, size = {"neck.4": torch.randn(1, 32, 16, 24)}, (64, 96)
     for bins in (0, 64):

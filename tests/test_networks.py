@@ -152,7 +152,7 @@ def test_a_head_that_reads_what_is_not_there_is_wrong_use():
         build_network(Model(encoder=encoder), make_tasks(depth={"head": {"reads": ["neck.2"]}}), (64, 64))
 
 
-def test_the_detector_answers_on_the_strides_that_its_options_name():
+def test_the_detector_predicts_on_the_strides_that_its_options_name():
     """The task counts positives on these, before there is an output."""
     for reads in (YOLO_READS, YOLO_READS[1:]):
         (task,) = make_tasks(detection={"head": {"reads": reads}}).values()
@@ -174,7 +174,7 @@ ENCODERS = ["resnet34", "resnet50", "convnext_tiny", "mobilenetv4_conv_medium", 
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, "swinv2_tiny_window8_256", "densenet121"])
-def test_encoders_by_name_answer_all_tasks_at_an_odd_size(name):
+def test_encoders_by_name_serve_all_tasks_at_an_odd_size(name):
     tasks = make_tasks(**{task: {} for task in TASKS})
     net = build_network(Model(encoder={"name": name, "pretrained": False}), tasks, (107, 69)).eval()
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_encoders_by_name_answer_all_tasks_at_an_odd_size(name):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs").with_suffix("")))
 def test_every_shipped_config_trains(path, derived, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "save_checkpoint", lambda *_: None)  # half a gigabyte each, and tested elsewhere
+    monkeypatch.setattr("training.run.save_checkpoint", lambda *_: None)  # half a gigabyte each, and tested elsewhere
     config = shrink(path, derived)
     folder = tmp_path / "run"
     train.train(config, folder, resume=False)
@@ -228,9 +228,11 @@ def test_a_specialist_is_rebuilt_from_its_weights_file_alone(runs, tmp_path):
     assert second.name == "alone" and second.size == (160, 100)
     image = torch.rand(2, 3, 100, 160)
     with torch.no_grad():
-        answers = [each.tasks["steering"].predict(each.net(image)["steering"], (64, 64)) for each in (first, second)]
-    assert torch.equal(*answers)
-    assert answers[0][0] != answers[0][1]
+        predictions = [
+            each.tasks["steering"].predict(each.net(image)["steering"], (64, 64)) for each in (first, second)
+        ]
+    assert torch.equal(*predictions)
+    assert predictions[0][0] != predictions[0][1]
 
 
 def test_runs_of_other_kinds_and_sizes_are_scored_and_drawn_side_by_side(runs, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from models.pilotnet import PilotNet, cut_strip
 from models.unet import UNet
 from models.yolo import Yolo
 
-build_dense_head = partial(DenseDetectionHead, reads=("backbone.8", "backbone.16", "backbone.32"), depth=2)
+build_dense_head = partial(DenseDetectionHead, reads=("backbone.8", "backbone.16", "backbone.32"), layers=2)
 
 # As shipped, with the millions of parameters that the comparison counts on.
 SHIPPED = {
@@ -41,7 +41,7 @@ def build_small(kind):
     torch.manual_seed(0)
     net = SMALL[kind]()
     for parameter in net.head_parameters("x"):
-        # Heads that start at a constant answer would make every comparison of outputs true.
+        # Heads that start at a constant prediction would make every comparison of outputs true.
         if parameter.abs().sum() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     return net

@@ -43,7 +43,7 @@ def test_blanks_collate_with_targets_and_count_nothing(name):
     }[name]
     batch = default_collate([task.blank(SIZE), task.transform(label, SAME)])
     assert task.count(batch) > 0
-    if name != "steering":  # an unlabelled angle is told from 0 degrees by `labelled` alone
+    if name != "steering":  # an unlabelled angle differs from 0 degrees in `labelled` alone
         assert task.count(default_collate([task.blank(SIZE)])) == 0
 
 
@@ -114,7 +114,7 @@ def test_matching_is_the_brute_force_one(size):
 
 
 @pytest.mark.parametrize("size", [(75, 131), (33, 257)])
-def test_ignored_are_exactly_the_locations_in_ignored_boxes_that_answer_for_none(size):
+def test_ignored_are_exactly_the_locations_in_ignored_boxes_that_match_none(size):
     rng = np.random.default_rng(3)
     corner = rng.uniform(0, 1, (14, 2)) * (size[1], size[0])
     boxes = torch.from_numpy(np.concatenate([corner, corner + rng.uniform(3, 50, (14, 2))], axis=1)).float()
@@ -168,8 +168,8 @@ def test_perfect_detections_score_one_and_ignored_boxes_cost_nothing():
     assert metrics.compute()["ap"] == pytest.approx(1.0)
     # a detection on the ignored boxes is no false positive
     ufo = torch.tensor([[90.0, 5, 120, 30]])
-    answer = {"boxes": ufo, "scores": torch.tensor([0.99]), "labels": torch.tensor([2])}
-    metrics.update([answer], batch | {"classes": torch.where(batch["classes"] >= 0, IGNORED, batch["classes"])})
+    prediction = {"boxes": ufo, "scores": torch.tensor([0.99]), "labels": torch.tensor([2])}
+    metrics.update([prediction], batch | {"classes": torch.where(batch["classes"] >= 0, IGNORED, batch["classes"])})
     assert metrics.compute()["ap"] == pytest.approx(1.0)
 
 
@@ -209,8 +209,8 @@ def test_steering_turns_its_sign_and_scores_in_degrees():
         math.sqrt(1604 / 3 - 14**2)
     )
     output = torch.tensor([[1.0], [0.0]])
-    answer = task.predict(output, SIZE)
-    assert answer[:, 0].tolist() == pytest.approx([task.label_statistics["scale_deg"], 0.0])
+    prediction = task.predict(output, SIZE)
+    assert prediction[:, 0].tolist() == pytest.approx([task.label_statistics["scale_deg"], 0.0])
     metrics = task.metrics()
     metrics.update(torch.tensor([[10.0], [-10.0]]), torch.tensor([[12.0], [-40.0]]))
     scores = metrics.compute()
@@ -232,8 +232,8 @@ def test_depth_trains_and_scores_within_its_cap_alone():
 def test_depth_metrics_by_hand():
     metrics = DepthMetrics(80.0)
     # one image of two points and one of one: images weigh the same, not points
-    answer = torch.tensor([[[12.0, 30.0, 5.0]], [[500.0, 5.0, 5.0]]])
-    metrics.update(answer, torch.tensor([[[10.0, 40.0, 0.0]], [[50.0, 0.0, 0.0]]]))
+    prediction = torch.tensor([[[12.0, 30.0, 5.0]], [[500.0, 5.0, 5.0]]])
+    metrics.update(prediction, torch.tensor([[[10.0, 40.0, 0.0]], [[50.0, 0.0, 0.0]]]))
     scores = metrics.compute()
     assert scores["abs_rel"] == pytest.approx(((0.2 + 0.25) / 2 + 0.6) / 2)  # 500 m is clamped to 80
     assert scores["sq_rel"] == pytest.approx(((0.4 + 2.5) / 2 + 18) / 2)

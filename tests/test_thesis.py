@@ -98,20 +98,20 @@ def test_the_neck_starts_alive_and_every_level_sees_every_level():
         inputs = {name: torch.randn(2, 32, 128 // int(name[8:]), 160 // int(name[8:])) for name in channels}
         for features in inputs.values():
             features.requires_grad_()
-        answer = neck(inputs)[output]
+        prediction = neck(inputs)[output]
         # what differs between places and images is no whisper beside the mean
-        assert answer.std(dim=(0, 2, 3)).mean() > 0.1 * answer.abs().mean() > 0.01
-        answer.square().sum().backward()
+        assert prediction.std(dim=(0, 2, 3)).mean() > 0.1 * prediction.abs().mean() > 0.01
+        prediction.square().sum().backward()
         assert all(features.grad.abs().sum() > 0 for features in inputs.values()), output
 
 
 def test_log_depth_is_that_of_a_relu_but_never_without_gradient():
     metres = torch.tensor([-1e4, -50.0, -1.0, 0.0, 0.5, 10.0, 123.0, 500.0], dtype=torch.float64, requires_grad=True)
-    answer = log_softplus(metres[None, None])[0, 0]
+    prediction = log_softplus(metres[None, None])[0, 0]
     exact = [-1e4, -50.0, *(math.log(math.log1p(math.exp(x))) for x in (-1.0, 0.0, 0.5, 10.0, 123.0, 500.0))]
-    assert answer.tolist() == pytest.approx(exact, rel=1e-7)
-    assert answer[-3:].exp().tolist() == pytest.approx([10, 123, 500], rel=1e-5)
-    answer.sum().backward()
+    assert prediction.tolist() == pytest.approx(exact, rel=1e-7)
+    assert prediction[-3:].exp().tolist() == pytest.approx([10, 123, 500], rel=1e-5)
+    prediction.sum().backward()
     assert metres.grad.isfinite().all() and (metres.grad > 0).all()
     assert metres.grad[:2].tolist() == pytest.approx([1, 1])
 
@@ -191,17 +191,17 @@ def test_boxes_come_back_out_of_the_grid_and_cost_nothing_there(size):
     assert task.count(target) == len(boxes)
     assert task.loss(output, target).item() < 1e-6
     for scale in (1, 2):
-        (answer,) = task.predict(output, (scale * size[1], scale * size[0]))
-        assert len(answer["boxes"]) == len(boxes) and answer["scores"].min() > 0.999
+        (prediction,) = task.predict(output, (scale * size[1], scale * size[0]))
+        assert len(prediction["boxes"]) == len(boxes) and prediction["scores"].min() > 0.999
         found = sorted(
-            zip(answer["labels"].tolist(), (answer["boxes"] / scale).round(decimals=3).tolist(), strict=True)
+            zip(prediction["labels"].tolist(), (prediction["boxes"] / scale).round(decimals=3).tolist(), strict=True)
         )
         true = sorted(zip(classes, torch.tensor(boxes).round(decimals=3).tolist(), strict=True))
         for ours, theirs in zip(found, true, strict=True):
             assert ours[0] == theirs[0] and ours[1] == pytest.approx(theirs[1], abs=0.01)
 
 
-def test_answers_are_cut_to_the_image_and_overlapping_ones_suppressed():
+def test_predictions_are_cut_to_the_image_and_overlapping_ones_suppressed():
     box = [100.0, 60.0, 180.0, 120.0]
     twice = encode([box, [101.0, 60.0, 180.0, 121.0]], [3, 3], (256, 256))
     assert [
@@ -212,8 +212,8 @@ def test_answers_are_cut_to_the_image_and_overlapping_ones_suppressed():
     ]
     output = encode([box], [3], (256, 256))
     output.values[0, 0, 1, 0, 3:5] = 20.0  # as large as the image, about a middle at (140, 90)
-    (answer,) = make_task().predict(output, (256, 256))
-    assert answer["boxes"][0].tolist() == pytest.approx([12, 0, 256, 218], abs=1e-3)
+    (prediction,) = make_task().predict(output, (256, 256))
+    assert prediction["boxes"][0].tolist() == pytest.approx([12, 0, 256, 218], abs=1e-3)
 
 
 def test_the_row_of_a_box_is_its_y_and_the_column_its_x():
@@ -255,8 +255,13 @@ def cost_by_loops(values, boxes, classes, size):
         for slot in range(slots):
             if (row, column, slot) in taken:
                 continue
-            said = [squash(number) for number in numbers[row][column][slot]]
-            mx, my, w, h = (column + said[1]) * 128, (row + said[2]) * 128, said[3] * width, said[4] * height
+            predicted = [squash(number) for number in numbers[row][column][slot]]
+            mx, my, w, h = (
+                (column + predicted[1]) * 128,
+                (row + predicted[2]) * 128,
+                predicted[3] * width,
+                predicted[4] * height,
+            )
             across = min(x2, mx + w / 2) - max(x1, mx - w / 2)
             down = min(y2, my + h / 2) - max(y1, my - h / 2)
             common = max(across, 0) * max(down, 0)
@@ -268,12 +273,12 @@ def cost_by_loops(values, boxes, classes, size):
         taken[row, column, chosen] = index
         if classes[index] < 0:
             continue
-        said = [squash(number) for number in numbers[row][column][chosen]]
-        total += 5 * ((said[1] - (x / 128 - column)) ** 2 + (said[2] - (y / 128 - row)) ** 2)
-        total += 5 * (math.sqrt(said[3]) - math.sqrt((x2 - x1) / width)) ** 2
-        total += 5 * (math.sqrt(said[4]) - math.sqrt((y2 - y1) / height)) ** 2
-        total += (said[0] - best) ** 2
-        total += sum((said[5 + label] - (label == classes[index])) ** 2 for label in range(14))
+        predicted = [squash(number) for number in numbers[row][column][chosen]]
+        total += 5 * ((predicted[1] - (x / 128 - column)) ** 2 + (predicted[2] - (y / 128 - row)) ** 2)
+        total += 5 * (math.sqrt(predicted[3]) - math.sqrt((x2 - x1) / width)) ** 2
+        total += 5 * (math.sqrt(predicted[4]) - math.sqrt((y2 - y1) / height)) ** 2
+        total += (predicted[0] - best) ** 2
+        total += sum((predicted[5 + label] - (label == classes[index])) ** 2 for label in range(14))
     for row in range(rows):
         for column in range(columns):
             for slot in range(slots):
@@ -284,7 +289,7 @@ def cost_by_loops(values, boxes, classes, size):
 
 @pytest.mark.parametrize(("size", "count"), [((300, 420), 20), ((75, 131), 16), ((128, 128), 14)])
 def test_loss_is_the_one_by_loops(size, count):
-    """Random answers and boxes, some ignored, in the smaller images more of them than slots."""
+    """Random predictions and boxes, some ignored, in the smaller images more of them than slots."""
     rng = np.random.default_rng(count)
     torch.manual_seed(count)
     boxes = draw_boxes(rng, count, size)
@@ -336,7 +341,7 @@ def test_ignored_boxes_are_neither_positive_nor_background():
     silent.values[..., 0] = -30
     assert task.count(target) == 0
     assert task.loss(found, target).item() == pytest.approx(task.loss(silent, target).item(), abs=1e-9)
-    # said twice, or where there is no box, it is wrong
+    # predicted twice, or where there is no box, it is wrong
     assert task.loss(encode([box, box], [5, 5], size), target).item() == pytest.approx(0.5, rel=1e-5)
     assert task.loss(found, make_target([], [], size)).item() == pytest.approx(0.5, rel=1e-5)
     # a real box is served first
@@ -352,14 +357,14 @@ def test_of_more_boxes_than_slots_the_largest_are_learned():
     assert task.loss(encode(boxes[2:], [1] * 10, size), target).item() < 1e-6
 
 
-def test_targets_are_made_as_for_the_dense_codec():
+def test_targets_are_made_as_for_the_dense_box_coder():
     label = [
         {"box": [10, 8, 60, 40], "class": "Car", "visible": 1.0},
         {"box": [3, 3, 8, 8], "class": "Ufo", "visible": 1},
     ]
     grid, dense = (
-        Detection(Detection.Options(box_coder=codec)).transform(label, Geometry.identity((128, 64)))
-        for codec in ("grid", "dense")
+        Detection(Detection.Options(box_coder=coder)).transform(label, Geometry.identity((128, 64)))
+        for coder in ("grid", "dense")
     )
     assert all(torch.equal(grid[key], dense[key]) for key in dense)
     # a sliver whose middle is, by rounding, on the image's edge
@@ -368,14 +373,14 @@ def test_targets_are_made_as_for_the_dense_codec():
     assert make_task().loss(BoxGridOutput(torch.zeros(1, 5, 8, 10, 19), (640, 1024)), target).isfinite()
 
 
-@pytest.mark.parametrize("said", [-200.0, -20.0, 0.0, 200.0])
-def test_gradients_are_finite_whatever_is_said(said):
+@pytest.mark.parametrize("predicted", [-200.0, -20.0, 0.0, 200.0])
+def test_gradients_are_finite_whatever_is_predicted(predicted):
     size, box = (128, 128), [20.0, 30.0, 100.0, 90.0]
-    values = torch.full((1, 1, 1, 10, 19), said, requires_grad=True)
+    values = torch.full((1, 1, 1, 10, 19), predicted, requires_grad=True)
     make_task().loss(BoxGridOutput(values, size), make_target([box], [5], size)).backward()
     assert values.grad.isfinite().all()
-    if abs(said) <= 20:  # a box that is far too small is told to grow
-        assert (values.grad[0, 0, 0, :, 3:5].amin(dim=0) < 0).all() or said == 0
+    if abs(predicted) <= 20:  # the gradient enlarges a box that is far too small
+        assert (values.grad[0, 0, 0, :, 3:5].amin(dim=0) < 0).all() or predicted == 0
 
 
 def test_padding_counts_nothing():
@@ -677,18 +682,18 @@ def test_best_iou_is_the_thesis_number():
     task = make_task()
     target = make_target([[0.0, 0.0, 40.0, 40.0], [60.0, 0.0, 80.0, 20.0]], [1, 2], (128, 128))
     boxes = torch.tensor([[0.0, 0.0, 40.0, 20.0], [100.0, 100.0, 120.0, 120.0], [60.0, 0.0, 80.0, 20.0]])
-    answer = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([7, 7, 2])}
+    prediction = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([7, 7, 2])}
     empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
     metrics = task.metrics()
     assert metrics.compute()["best_iou"] is None
-    metrics.update([answer], make_target([[0.0, 0.0, 9.0, 9.0]], [IGNORED], (128, 128)))
+    metrics.update([prediction], make_target([[0.0, 0.0, 9.0, 9.0]], [IGNORED], (128, 128)))
     assert metrics.compute()["best_iou"] is None
-    # two boxes, so two answers: the perfect third is not looked at, and the class of the first does not matter
-    metrics.update([answer], target)
+    # two boxes, so two predictions: the perfect third is not used, and the class of the first does not matter
+    metrics.update([prediction], target)
     assert metrics.compute()["best_iou"] == pytest.approx((0.5 + 0) / 2)
     metrics.update([empty], target)
     assert metrics.compute()["best_iou"] == pytest.approx((0.25 + 0) / 2)
-    metrics.update([answer], make_target([[0.0, 0.0, 40.0, 20.0]], [1], (128, 128)))
+    metrics.update([prediction], make_target([[0.0, 0.0, 40.0, 20.0]], [1], (128, 128)))
     assert metrics.compute()["best_iou"] == pytest.approx((0.25 + 0 + 1) / 3)
     assert metrics.compute()["ap50"] < 1
     assert box_iou(boxes[:1], target["boxes"][0, :1])[0, 0] == 0.5

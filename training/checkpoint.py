@@ -47,7 +47,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch.save hides what the disk said behind a RuntimeError about positions.
+        # torch.save hides the error of the disk behind a RuntimeError about positions.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -67,7 +67,7 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def make_json_ready(content: object) -> object:
-    """Return dicts, lists and numbers (also of NumPy and torch) as JSON knows them; NaN and infinity become None."""
+    """Return dicts, lists and numbers (also of NumPy and torch) as JSON has them; NaN and infinity become None."""
     if isinstance(content, dict):
         return {str(key): make_json_ready(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -152,7 +152,7 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], header: dict) -> 
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Return (tensors, header) of a file that `save_weights` wrote, tensors on the CPU; names of before become today's.
+    """Return (tensors, header) of a file that `save_weights` wrote, tensors on the CPU; old names become new ones.
 
     Raises FileNotFoundError, or ValueError with the way out for a file that is broken, foreign or too new.
     """
@@ -174,7 +174,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} was not written by this project: it has no header; give a run's best.safetensors")
     if version > WEIGHTS_FORMAT:
         raise ValueError(
-            f"{path} has format {version}, and this program knows formats up to {WEIGHTS_FORMAT}; update the program"
+            f"{path} has format {version}, and this program reads formats up to {WEIGHTS_FORMAT}; update the program"
         )
     return tensors, rename_all(header) if version < WEIGHTS_FORMAT else header
 

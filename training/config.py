@@ -1,6 +1,6 @@
 """The config of a run: its schema, its defaults, and errors that name the file, the key, the value and the way out.
 
-A YAML file holds only what differs from the defaults below. The options of the tasks are no business of this module:
+A YAML file holds only what differs from the defaults below. The options of the tasks are defined elsewhere:
 `load_config` is given one pydantic model per task and composes the schema from them.
 """
 
@@ -65,9 +65,11 @@ class Augment(Closed):
 
 class Data(Closed):
     roots: list[str] = Field(
-        ["Datasets/processed/1024x640"], min_length=1, description="derived roots, relative to the working directory"
+        ["Datasets/processed/1024x640"],
+        min_length=1,
+        description="folders of preprocessed datasets, relative to the working directory",
     )
-    split: str = Field("paper_boxes", description="name of the rule that says which frames train, validate and test")
+    split: str = Field("paper_boxes", description="name of the rule that divides frames into train, val and test")
     split_seed: int = Field(0, description="seed of the splits that draw scenes")
     split_fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
         (0.7, 0.15, 0.15), description="shares of training, validation and test, for the splits that draw scenes"
@@ -79,8 +81,8 @@ class Data(Closed):
         "one_task: each frame keeps the label of one task; one_at_a_time: every label there is, but a sample brings "
         "only that of its stream's task",
     )
-    workers: NonNegativeInt = Field(4, description="processes that load frames; 0 loads in the main process")
-    limit: PositiveInt | None = Field(None, description="use only the first so many frames of each part, for trials")
+    workers: NonNegativeInt = Field(4, description="processes that load frames; 0: the main process loads them")
+    limit: PositiveInt | None = Field(None, description="use only the first so many frames of each subset, for trials")
     augment: Augment = Field(default_factory=Augment)
 
     @field_validator("split_fractions")
@@ -114,7 +116,7 @@ class Model(Closed):
     encoder: Encoder = Field(default_factory=Encoder)
     neck: Neck = Field(default_factory=Neck)
     input_size: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="[width, height] in pixels that the network sees; null: the size of the derived roots"
+        None, description="[width, height] in pixels that the network sees; null: the size of the preprocessed datasets"
     )
 
 
@@ -134,7 +136,7 @@ class Schedule(Closed):
 
 
 class Ema(Closed):
-    decay: float = Field(0.9995, ge=0, lt=1, description="of the averaged weights, for each step")
+    decay: float = Field(0.9995, ge=0, lt=1, description="of the EMA weights, for each step")
     ramp: NonNegativeInt = Field(2000, description="steps over which the decay rises to that value")
 
 
@@ -157,7 +159,7 @@ class Train(Closed):
     )
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
-    ema: Ema | None = Field(default_factory=Ema, description="averaged weights; null: off")
+    ema: Ema | None = Field(default_factory=Ema, description="exponential moving average of the weights; null: off")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, else fp32"
     )
@@ -470,7 +472,7 @@ def _explain(details: dict, blocks: dict[str, list[str]]) -> tuple[str, str]:
 
 
 def _suggest(location: list[str], blocks: dict[str, list[str]]) -> str:
-    """Say which key was meant: one like it in the same block, the same or one like it elsewhere, or what there is."""
+    """The key that was probably meant: a similar one in this block, the same or a similar one elsewhere, else all."""
     *parents, name = location
     block = ".".join(parents)
     near = difflib.get_close_matches(name, blocks.get(block, []), n=1)

@@ -1,7 +1,7 @@
-"""What a run tells: one JSON line per event in metrics.jsonl, TensorBoard, optionally W&B, and a line on the console.
+"""The log of a run: one JSON line per event in metrics.jsonl, TensorBoard, optionally W&B, and a line on the console.
 
 The JSON lines are the record of the run: if they cannot be written, the run stops. The other two are a convenience: if
-one fails, a warning says so once and the run goes on without it.
+one fails, the run continues without it after one warning.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ class _Dispensable:
         if self._failed:
             return
         with self._forgive():
-            # Not made before: only now it is known whether the run was resumed, and from which step.
+            # Not made earlier: whether the run was resumed, and from which step, is only known now.
             if self._writer is None:
                 self._writer = self._make()
             self._writer.add(scalars, step)
@@ -191,7 +191,7 @@ def _open_to_append(path: Path):
 
 
 def _belongs_to(line: str, step: int) -> bool:
-    """Say whether a line of metrics.jsonl is whole and of `step` or earlier."""
+    """Whether a line of metrics.jsonl is complete and of `step` or earlier."""
     try:
         return json.loads(line)["step"] <= step
     except ValueError:
@@ -201,10 +201,10 @@ def _belongs_to(line: str, step: int) -> bool:
 def _ask_git(folder: Path, *arguments: str) -> str | None:
     """Return what git prints about the checkout at `folder`; None where there is no git or no checkout."""
     try:
-        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return result.stdout.strip()
 
 
 def _find_version(package: str) -> str | None:

@@ -3,14 +3,14 @@
 from typing import Any
 
 RENAMED_KEYS = {"tasks.*.head.depth": "layers", "tasks.*.codec": "box_coder"}
-"""Dotted key of before (* is any name) -> the last part of its key today."""
+"""Old dotted key (* is any name) -> the last name of the new key."""
 
 RENAMED_FEATURES = {"trunk": "backbone"}
-"""Where a feature comes from: "trunk.8" is "backbone.8" today."""
+"""Old origin of a feature -> new origin: "trunk.8" is "backbone.8" now."""
 
 
 def find_new_key(key: str) -> str | None:
-    """The dotted key of today for one of before; None for a key that never was."""
+    """The new dotted key for an old one; None for a key that was not renamed."""
     parts = key.split(".")
     for before, name in RENAMED_KEYS.items():
         pattern = before.split(".")
@@ -20,7 +20,7 @@ def find_new_key(key: str) -> str | None:
 
 
 def rename_all(content: Any, key: str = "") -> Any:
-    """The header of an older weights file (dicts, lists, plain values) with the names of today."""
+    """The header of an older weights file (dicts, lists, plain values) with the new names."""
     if isinstance(content, dict):
         renamed = {}
         for name, value in content.items():

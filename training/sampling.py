@@ -99,6 +99,6 @@ class CycleSampler:
 
     def _draw(self, stream: tuple[str, list[int], tuple[str, ...]], position: int) -> Draw:
         name, indices, names = stream
-        epoch, place = divmod(position, len(indices))
-        index = indices[_shuffle(len(indices), f"{self.seed} {name} {epoch}")[place]]
+        epoch, index_in_epoch = divmod(position, len(indices))
+        index = indices[_shuffle(len(indices), f"{self.seed} {name} {epoch}")[index_in_epoch]]
         return index, random.Random(f"{self.seed} {name} {position}").getrandbits(63), names
