@@ -1,4 +1,4 @@
-# demo: from nothing to a picture with four answers    test: all tests    lint: style    bench: what RESULTS.md tells
+# demo: from nothing to pictures of four predictions    test: all tests    lint: style and types    bench: RESULTS.md
 # Each sets up .venv first. A PyTorch that fits and is already there (in .venv, or in $(PYTHON)) is kept.
 
 SHELL := /bin/sh
@@ -45,8 +45,10 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/boxes_set.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/networks.py --speed

@@ -195,7 +195,7 @@ def check_fit(model: Any, tasks: dict[str, Task]) -> None:
         for name, options in heads.items():
             ignored += list_changed(f"tasks.{name}.head", options) if options is not None else []
     if ignored:
-        raise WrongUseError(f"model.kind={model.kind} does not use {', '.join(ignored)}: leave it at its default")
+        raise WrongUseError(f"model.kind={model.kind} has no use for {', '.join(ignored)}: leave it at its default")
 
 
 def list_changed(key: str, options: BaseModel) -> list[str]:

@@ -199,7 +199,7 @@ OBJECT_CLASSES = (
 _OBJECT_IDS = {name.lower(): index for index, name in enumerate(OBJECT_CLASSES)}
 
 # groupings of object classes to train detection on; each of the 14 classes is in exactly one group
-OBJECT_GROUPINGS = {
+OBJECT_GROUPINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "all": {name: (name,) for name in OBJECT_CLASSES},
     "merged": {
         "Car": ("Car", "VanSUV"),

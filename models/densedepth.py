@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.encoders import Encoder
-from models.layers import Features, apply_in_float32, enlarge, group_norm
+from models.layers import Features, apply_in_float32, enlarge, fill_bias, group_norm
 from models.multitask import MultitaskNet
 
 STRIDES = (2, 4, 8, 16, 32)
@@ -78,7 +78,7 @@ class LogDepthHead(nn.Module):
         super().__init__()
         self.last = nn.Conv2d(channels, 1, 3, padding=1)
         nn.init.normal_(self.last.weight, std=0.01)
-        nn.init.constant_(self.last.bias, math.log(initial))
+        fill_bias(self.last, math.log(initial))
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B H W"]:
         return enlarge(apply_in_float32(self.last, features["backbone.2"]), 2, size).squeeze(1)

@@ -6,7 +6,7 @@ Example: `Encoder("resnet18", pretrained=False)(torch.rand(1, 3, 64, 96))["encod
 import difflib
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -100,7 +100,7 @@ def create_backbone(name: str, pretrained: bool, size: tuple[int, int] | None) -
         close = difflib.get_close_matches(architecture, timm.list_models(), n=4)
         suggestion = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
         raise ValueError(f"unknown encoder {name!r}: {suggestion}")
-    options = {}
+    options: dict[str, Any] = {}
     configuration = timm.get_pretrained_cfg(name)
     if configuration is not None and configuration.fixed_input_size:
         if size is None:

@@ -5,7 +5,7 @@ Each is called as `head(features, size)`, with `size` = (H, W) of the image, and
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
-from models.layers import Features, apply_in_float32, convolve, enlarge, group_norm, stride_of
+from models.layers import Features, apply_in_float32, convolve, enlarge, fill_bias, group_norm, stride_of, zero_layer
 
 
 class Adapter(nn.Module):
@@ -24,8 +24,7 @@ class Adapter(nn.Module):
         super().__init__()
         bottleneck = max(channels // 4, 1)
         self.change = nn.Sequential(nn.Conv2d(channels, bottleneck, 1), nn.SiLU(), nn.Conv2d(bottleneck, channels, 1))
-        nn.init.zeros_(self.change[-1].weight)
-        nn.init.zeros_(self.change[-1].bias)
+        zero_layer(self.change[-1])
 
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return features + self.change(features)
@@ -70,7 +69,7 @@ class LevelSum(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         size = levels[0].shape[-2:]
         terms = zip(self.convolutions, levels, self.factors, strict=True)
-        return sum(enlarge(convolution(level), factor, size) for convolution, level, factor in terms)
+        return reduce(torch.add, (enlarge(convolution(level), factor, size) for convolution, level, factor in terms))
 
 
 class MapHead(Head):
@@ -93,7 +92,7 @@ class MapHead(Head):
         self.convolutions = nn.Sequential(*(convolve(width, width) for _ in range(layers)))
         self.last = nn.Conv2d(width, outputs, 1)
         nn.init.normal_(self.last.weight, std=0.01)
-        nn.init.zeros_(self.last.bias)
+        fill_bias(self.last, 0.0)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B outputs H W"]:
         summed = self.convolutions(self.sum(self.read(features)))
@@ -109,8 +108,7 @@ class Residual(nn.Module):
         for _ in range(2):
             layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)]
         self.change = nn.Sequential(*layers)
-        nn.init.zeros_(self.change[-1].weight)
-        nn.init.zeros_(self.change[-1].bias)
+        zero_layer(self.change[-1])
 
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return features + self.change(features)
@@ -147,7 +145,7 @@ class DepthHead(Head):
         nn.init.normal_(self.last.weight, std=0.01)
         centres = torch.linspace(math.log(nearest), math.log(farthest), bins) if bins else None
         self.register_buffer("centres", centres, persistent=False)
-        nn.init.constant_(self.last.bias, math.log(initial))
+        fill_bias(self.last, math.log(initial))
         if bins:
             # A bell of standard deviation 0.5 (a factor of 1.6 in metres) around the initial log-depth.
             self.last.bias.data = -2 * (centres - math.log(initial)) ** 2
@@ -283,7 +281,7 @@ class GridHead(Head):
         self.hidden = nn.Sequential(*(layer for units in inputs for layer in (nn.Linear(units, hidden), nn.SiLU())))
         self.last = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        fill_bias(self.last, 0.0)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B outputs"]:
         average = partial(F.adaptive_avg_pool2d, output_size=self.grid)

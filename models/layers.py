@@ -1,5 +1,8 @@
 """The small layers and resizing rules that all networks here share."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,8 +33,19 @@ def convolve(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.
     return nn.Sequential(convolution, group_norm(outputs), nn.SiLU())
 
 
+def fill_bias(layer: Any, value: float) -> None:
+    """Set every element of a layer's bias."""
+    nn.init.constant_(layer.bias, value)
+
+
+def zero_layer(layer: Any) -> None:
+    """Set weights and bias of a layer to zero, so that a residual branch that ends in it starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
 def enlarge(
-    features: Float[Tensor, "B C h w"], factor: int, size: tuple[int, int], mode: str = "bilinear"
+    features: Float[Tensor, "B C h w"], factor: int, size: Sequence[int], mode: str = "bilinear"
 ) -> Float[Tensor, "B C H W"]:
     """Resize by a whole factor, then cut to `size` = (H, W).
 

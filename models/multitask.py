@@ -49,7 +49,8 @@ class MultitaskNet(nn.Module):
         """The output of each head named in `rows`, on its rows of the batch; without `rows`, of all heads on all."""
         rows = dict.fromkeys(self.heads) if rows is None else rows
         features = self.shared_features(image, rows)
-        return {name: self.run_head(name, features, tuple(image.shape[-2:]), rows[name]) for name in rows}
+        size = (image.shape[-2], image.shape[-1])
+        return {name: self.run_head(name, features, size, rows[name]) for name in rows}
 
     def shared_features(
         self,

@@ -10,7 +10,7 @@ Example: `ThesisNet(Encoder(), {"boxes": ("box_grid", {"classes": 14, "slots": 1
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models.encoders import Encoder
 from models.heads import count_cells
-from models.layers import Features, apply_in_float32, enlarge, stride_of
+from models.layers import Features, apply_in_float32, enlarge, fill_bias, stride_of
 from models.multitask import MultitaskNet
 
 WIDTH = 256  # channels of every level of the neck
@@ -38,13 +38,13 @@ class ThesisNet(MultitaskNet):
     def __init__(self, encoder: Encoder, heads: dict[str, tuple[str, dict]], size: tuple[int, int]):
         if foreign := {output_format for output_format, _ in heads.values()} - HEADS.keys():
             raise ValueError(f"the thesis's network has no head for {', '.join(foreign)}, only {', '.join(HEADS)}")
-        built = {
+        built: dict[str, nn.Module] = {
             name: HEADS[output_format](WIDTH, size, **arguments) for name, (output_format, arguments) in heads.items()
         }
         super().__init__(encoder, ThesisNeck(encoder.channels), built)
 
 
-def keep_size(layer: nn.Module) -> nn.Module:
+def keep_size(layer: Any) -> Any:
     """Weights that keep the size of a signal through this layer and a leaky ReLU (arXiv 1502.01852)."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")
     nn.init.zeros_(layer.bias)
@@ -151,7 +151,7 @@ class LogDepthHead(ThesisHead):
         )
         self.last = nn.Conv2d(64, 1, 3, padding=1)
         nn.init.normal_(self.last.weight, std=1e-3)
-        nn.init.constant_(self.last.bias, initial / METRES)
+        fill_bias(self.last, initial / METRES)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B H W"]:
         layers = self.layers(features["neck.4"])[..., : size[0], : size[1]]
@@ -204,7 +204,7 @@ class NumbersHead(ThesisHead):
 
     def __init__(self, inputs: int, size: tuple[int, int], outputs: int):
         super().__init__()
-        layers = [nn.Flatten()]
+        layers: list[nn.Module] = [nn.Flatten()]
         for units, following in [(inputs * math.prod(count_cells(size, 32)), 100), (100, 50), (50, 10)]:
             layers += [nn.Linear(units, following), nn.LeakyReLU()]
         self.layers = nn.Sequential(*layers)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.layers import Features, apply_in_float32, group_norm, pad_to_multiple
+from models.layers import Features, apply_in_float32, fill_bias, group_norm, pad_to_multiple
 from models.multitask import MultitaskNet
 
 
@@ -59,7 +59,7 @@ class PixelHead(nn.Module):
         super().__init__()
         self.last = nn.Conv2d(channels, outputs, 1)
         nn.init.normal_(self.last.weight, std=0.01)
-        nn.init.zeros_(self.last.bias)
+        fill_bias(self.last, 0.0)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "B outputs H W"]:
         return apply_in_float32(self.last, features["backbone.1"])

@@ -105,6 +105,7 @@ class Depth(Task):
     primary_metric: ClassVar[str] = "abs_rel"
     better: ClassVar[str] = "lower"
     Options = DepthOptions
+    options: DepthOptions
 
     def load(self, frame: Frame) -> Float32[np.ndarray, "H W"] | None:
         stored = load_file(frame.path(self.kind), read_depth_png)
@@ -120,12 +121,11 @@ class Depth(Task):
 
     def find_constant(self, labels: Iterable[Any]) -> float | None:
         """The depth that minimises AbsRel: the median of all points, weighted by 1 / (depth * points of the image)."""
-        depths, weights = [], []
-        for label in labels:
-            valid = label[(label > 0) & (label <= self.options.cap)].astype(np.float64)
-            depths.append(valid)
-            weights.append(1 / (valid * max(len(valid), 1)))
-        depths, weights = np.concatenate([*depths, np.zeros(0)]), np.concatenate([*weights, np.zeros(0)])
+        depths, weights = np.zeros(0), np.zeros(0)
+        points = [label[(label > 0) & (label <= self.options.cap)].astype(np.float64) for label in labels]
+        if points:
+            depths = np.concatenate(points)
+            weights = np.concatenate([1 / (valid * max(len(valid), 1)) for valid in points])
         if len(depths) == 0:
             return None
         order = np.argsort(depths)

@@ -399,6 +399,7 @@ class Detection(Task):
         None  # small files, and every frame with too many boxes is to be reported
     )
     Options = DetectionOptions
+    options: DetectionOptions
 
     def __init__(self, options: DetectionOptions | None = None, label_statistics: dict[str, Any] | None = None):
         super().__init__(options, label_statistics)

@@ -112,6 +112,7 @@ class Segmentation(Task):
     primary_metric: ClassVar[str] = "miou"
     better: ClassVar[str] = "higher"
     Options = SegmentationOptions
+    options: SegmentationOptions
 
     def __init__(self, options: SegmentationOptions | None = None, label_statistics: dict[str, Any] | None = None):
         super().__init__(options, label_statistics)

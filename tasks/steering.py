@@ -98,6 +98,7 @@ class Steering(Task):
     unit: ClassVar[str] = "deg"
     labels_for_statistics: ClassVar[int | None] = None  # files of a few bytes
     Options = SteeringOptions
+    options: SteeringOptions
 
     def load(self, frame: Frame) -> Float32[np.ndarray, " horizon"] | None:
         path, horizon = frame.path(self.kind), self.options.horizon

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
 
-Target = Tensor | dict[str, Tensor]
+Target = Any
+"""What `transform` returns: a tensor or a dict of tensors. Every task has a type of its own here."""
 
 
 class TaskOptions(BaseModel):

@@ -80,7 +80,11 @@ FOREIGN = {"config.yaml", "FILE.yaml", "my.yaml", "name.yaml", "tiny.yaml", "CIT
 
 def find_missing_files(path, text):
     for name in FILE.findall(text):
-        places = (ROOT / name, path.parent / name, *(ROOT / folder / name for folder in ("a2d2", "configs", "docs")))
+        places = (
+            ROOT / name,
+            path.parent / name,
+            *(ROOT / folder / name for folder in ("a2d2", "benchmarks", "configs", "docs", "preprocessing")),
+        )
         if name not in FOREIGN and not any(place.exists() for place in places):
             yield name
 
@@ -89,7 +93,7 @@ def find_missing_files(path, text):
 def test_every_file_that_a_page_names_exists(path):
     text = read(path)
     quoted = " ".join(" ".join(groups) for groups in re.findall(r"`([^`\n]+)`|\]\(([^)#]+)\)", text))
-    commands = " ".join(re.findall(r"^    (.+)$", text, re.MULTILINE))
+    commands = " ".join(re.findall(r"^    (.+)$", text, re.MULTILINE)).replace("$script", "camera")
     assert not list(find_missing_files(path, f"{quoted} {commands}"))
 
 

@@ -44,10 +44,10 @@ class LossWeights:
                 self.sums[name] += loss
                 self.seen[name] += 1
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
+    def state_dict(self) -> dict[str, Any]:
         return {"sums": dict(self.sums), "seen": dict(self.seen)}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.sums, self.seen = dict(state["sums"]), dict(state["seen"])
 
 

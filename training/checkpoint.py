@@ -15,7 +15,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -66,7 +66,7 @@ def write_json(path: str | Path, content: object) -> None:
         file.write((json.dumps(make_json_ready(content), indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
-def make_json_ready(content: object) -> object:
+def make_json_ready(content: Any) -> Any:
     """Return dicts, lists and numbers (also of NumPy and torch) as JSON has them; NaN and infinity become None."""
     if isinstance(content, dict):
         return {str(key): make_json_ready(value) for key, value in content.items()}
@@ -183,7 +183,7 @@ def _list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.pt"), reverse=True)
 
 
-def _check_plain(value: object, where: str) -> None:
+def _check_plain(value: Any, where: str) -> None:
     """Raise TypeError for what `torch.load(weights_only=True)` would refuse, now and not when the run is resumed."""
     if isinstance(value, Tensor) or type(value) in _PLAIN_TYPES:
         return

@@ -9,8 +9,9 @@ import functools
 import json
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -321,7 +322,7 @@ class _Loader(yaml.SafeLoader):
         self.duplicates: list[str] = []
 
     def construct_mapping(self, node, deep=False):
-        first_line = {}
+        first_line: dict[str, int] = {}
         for key_node, _ in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
             if not isinstance(key, str) or key == "<<":
@@ -400,8 +401,10 @@ def _apply_override(values: dict, override: str, tasks: dict[str, type[BaseModel
 def _compose_schema(tasks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Config]:
     """Return Config with the tasks' names and options in it; cached, as configs are equal only within one class."""
     names = [name for name, _ in tasks]
-    block = create_model("Tasks", __base__=Closed, **{name: (options | None, None) for name, options in tasks})
-    groups = create_model("Groups", __base__=Closed, **dict.fromkeys(("encoder", *names), (Group | None, None)))
+    given_tasks: dict[str, Any] = {name: (options | None, None) for name, options in tasks}
+    block = create_model("Tasks", __base__=Closed, **given_tasks)
+    given_groups: dict[str, Any] = dict.fromkeys(("encoder", *names), (Group | None, None))
+    groups = create_model("Groups", __base__=Closed, **given_groups)
 
     def keep_given(chosen: BaseModel) -> dict[str, BaseModel]:
         return {name: getattr(chosen, name) for name in type(chosen).model_fields if getattr(chosen, name) is not None}
@@ -414,7 +417,9 @@ def _compose_schema(tasks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Conf
 
     weights = Balancing.model_fields["weights"]
     balancing = create_model(
-        "Balancing", __base__=Balancing, weights=(dict[Literal[*names], NonNegativeFloat], weights)
+        "Balancing",
+        __base__=Balancing,
+        weights=(dict[Literal[*names], NonNegativeFloat], weights),  # type: ignore[valid-type]
     )
     train = create_model(
         "Train", __base__=Train, groups=(Annotated[groups, AfterValidator(keep_given)], Field(default_factory=groups))
@@ -450,7 +455,7 @@ def _list_blocks(schema: type[BaseModel], prefix: str = "") -> dict[str, list[st
     return blocks
 
 
-def _explain(details: dict, blocks: dict[str, list[str]]) -> tuple[str, str]:
+def _explain(details: Mapping[str, Any], blocks: dict[str, list[str]]) -> tuple[str, str]:
     """Turn one of pydantic's errors into the dotted key and a line for the person who wrote the config."""
     wrong_name = details["loc"][-1:] == ("[key]",)
     location = [str(part) for part in details["loc"] if part != "[key]"]

@@ -50,7 +50,7 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "metrics.jsonl"
         self._file = _open_to_append(self.path)
-        self._first_step = None
+        self._first_step: int | None = None
         self._dispensable = []
         if tensorboard:
             self._dispensable.append(_Dispensable("TensorBoard", self._make_tensorboard))
@@ -63,15 +63,15 @@ class RunLog:
         `kind` groups them ("train", "evaluate", ...). The line holds kind, step, the time in seconds since 1970, and
         the values by name. Raises OSError that names the file if the line cannot be written.
         """
-        values = {name: float(value) for name, value in values.items()}
-        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        numbers = {name: float(value) for name, value in values.items()}
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **numbers}
         try:
             self._file.write(json.dumps(make_json_ready(line)) + "\n")
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error.strerror}; make room, then resume the run") from error
-        tqdm.write(f"{kind} step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        tqdm.write(f"{kind} step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         for writer in self._dispensable:
-            writer.add({f"{kind}/{name}": value for name, value in values.items()}, step)
+            writer.add({f"{kind}/{name}": value for name, value in numbers.items()}, step)
 
     def truncate_after(self, step: int) -> None:
         """Drop what was logged after `step`, and a line that was cut off; a resumed run calls this before its first
@@ -133,7 +133,7 @@ class _Dispensable:
     def __init__(self, name: str, make: Callable[[], "_TensorBoard | _Wandb"]):
         self._name = name
         self._make = make
-        self._writer = None
+        self._writer: _TensorBoard | _Wandb | None = None
         self._failed = False
 
     def add(self, scalars: dict[str, float], step: int) -> None:

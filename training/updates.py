@@ -29,7 +29,7 @@ class Update(ABC):
     options: the `train` block of a config.
     """
 
-    def __init__(self, net: nn.Module, options: Any, backward: Backward):
+    def __init__(self, net: Any, options: Any, backward: Backward):
         self.net, self.options, self.backward = net, options, backward
 
     @abstractmethod
@@ -111,7 +111,7 @@ class AsyncUpdate(Update):
     def step(
         self, number: int, cycle: Cycle, weights: Mapping[str, float]
     ) -> tuple[dict[str, float], dict[str, int | float]]:
-        samples = dict.fromkeys(self.net.heads, 0)
+        samples: dict[str, int] = dict.fromkeys(self.net.heads, 0)
         for batch in cycle:
             for name, rows in find_rows(batch).items():
                 samples[name] += len(rows)
