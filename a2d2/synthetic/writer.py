@@ -47,7 +47,7 @@ _CAMERA_ORIGINS = {
     "side_right": (0.651, -0.58, 0.943),
     "rear_center": (-0.409, 0.0, 0.943),
 }
-# viewing directions in degrees; the real ones are unknown (docs/a2d2-format.md), and no synthetic file depends on them
+# rough viewing directions in degrees; docs/a2d2-format.md, section 8, has the exact ones, and no file depends on them
 _CAMERA_HEADINGS = {"front_left": 45, "front_right": -45, "side_left": 90, "side_right": -90, "rear_center": 180}
 _LIDARS = {
     "front_center": ((1.7184, 0, 1.12014), (-0.00784, -0.99993, -0.00913), (0.98072, -0.00591, -0.19533)),
