@@ -113,7 +113,7 @@ def build_tasks(options: dict[str, Any], label_statistics: dict[str, dict] | Non
 
 def collect_label_statistics(tasks: dict[str, Task], frames: list[Frame]) -> None:
     """Compute the label statistics of each task, on some hundred training labels where that is enough."""
-    for task in tqdm(tasks.values(), desc="label statistics", leave=False):
+    for task in tqdm(tasks.values(), desc="fit constants", leave=False):
         having = [frame for frame in frames if task.has_label(frame)]
         if not having:
             raise ValueError(
