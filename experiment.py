@@ -25,8 +25,6 @@ from tasks import TASKS
 from tasks.task import Task
 from training.checkpoint import load_weights
 
-HEADER_VERSION = 1
-
 
 @dataclass(frozen=True)
 class Kind:

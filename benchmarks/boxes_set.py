@@ -8,12 +8,10 @@ dataset lacks are taken from synthetic scenes of A2D2's size; the last column sa
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,12 +24,10 @@ from a2d2 import derive
 from a2d2.calibration import load_calibration
 from a2d2.checks.facts import read_frame
 from a2d2.checks.known import BOX_SCENES
-from a2d2.derive import Recipe
-from a2d2.frames import RAW_KINDS, Frame, bus_path, find_bus_root, find_calibration, index_frames, list_frames
-from a2d2.synthetic.writer import write_dataset
+from a2d2.frames import RAW_KINDS, bus_path, find_calibration, list_frames
+from benchmarks._raw_files import SIZE, choose_roots, make_recipe, pick, time_once
 
 FRAMES = sum(BOX_SCENES.values())
-SIZE = (1024, 640)
 ARCHIVE_GB = 48  # docs/a2d2-format.md, section 1
 # script -> raw kind, derived kind, function
 STEPS = {
@@ -42,22 +38,10 @@ STEPS = {
 }
 
 
-def find_root(given: Path | None) -> Path | None:
-    """The raw dataset: the given one, else that of A2D2_REAL, else that in Datasets/; None if there is none."""
-    real = Path(os.environ.get("A2D2_REAL", "no folder")) / "camera_lidar_semantic_bboxes"
-    places = [given] if given else [real, Path("Datasets/camera_lidar_semantic_bboxes")]
-    return next((place for place in places if place.is_dir()), None)
-
-
-def time_frame(work: Callable[[Frame], object], frames: list[Frame], repeats: int) -> float:
+def time_frame(work: Callable, frames: list, repeats: int) -> float:
     """Median milliseconds of a frame; a first turn is not counted."""
-    turns = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        for frame in frames:
-            work(frame)
-        turns.append(1000 * (time.perf_counter() - begin) / len(frames))
-    return statistics.median(turns[1:])
+    seconds = [time_once(work, frames) for _ in range(repeats + 1)]
+    return 1000 * statistics.median(seconds[1:]) / len(frames)
 
 
 def mean_size(paths: list[Path]) -> float:
@@ -77,9 +61,10 @@ def format_disk(size: float) -> str:
     return f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.0f} MB"
 
 
-def count_files(paths: list, root: Path, synthetic: Path) -> str:
+def count_files(paths: list, root: Path, scratch: Path) -> str:
     """Where the measured files come from, such as "4 real files"."""
-    return f"{len(paths)} {'synthetic' if root == synthetic else 'real'} file{'s' if len(paths) != 1 else ''}"
+    origin = "synthetic" if root.is_relative_to(scratch) else "real"
+    return f"{len(paths)} {origin} file{'s' if len(paths) != 1 else ''}"
 
 
 def measure_check(roots: dict[str, Path], repeats: int) -> float:
@@ -88,12 +73,12 @@ def measure_check(roots: dict[str, Path], repeats: int) -> float:
     for kind, root in roots.items():
         if kind in RAW_KINDS:
             cameras = load_calibration(find_calibration(root)).cameras
-            frames = [frame for frame, kinds in index_frames(root, RAW_KINDS).items() if kind in kinds][:20]
+            frames = pick(list_frames(root, kind))
             total += time_frame(partial(read_frame, kinds=(kind,), cameras=cameras), frames, repeats)
     return total
 
 
-def list_rows(roots: dict[str, Path], synthetic: Path, scratch: Path, processes: int, repeats: int) -> list[list[str]]:
+def list_rows(roots: dict[str, Path], scratch: Path, processes: int, repeats: int) -> list[list[str]]:
     """The lines of the table: step, time, disk space, from which measurements."""
     downloading = ARCHIVE_GB * 8e9 / 100e6 / 60
     rows = [
@@ -105,26 +90,23 @@ def list_rows(roots: dict[str, Path], synthetic: Path, scratch: Path, processes:
     total = 0.0
     for script, (raw, kind, work) in STEPS.items():
         root = roots[raw]
-        cameras = load_calibration(find_calibration(root)).cameras
-        recipe = Recipe(
-            scratch / "out", {name: camera.resize(SIZE) for name, camera in cameras.items()}, {"format": "jpg"}
-        )
-        frames = [frame for frame in list_frames(root, raw)[:20] if work(frame, recipe).status == "done"]
+        recipe = make_recipe(root, scratch / "out", {"format": "jpg"})
+        frames = [frame for frame in pick(list_frames(root, raw)) if work(frame, recipe).status == "done"]
         milliseconds = time_frame(partial(work, recipe=recipe), frames, repeats)
         size = mean_size([frame.under(recipe.out).path(kind) for frame in frames])
         total += size
-        source = count_files(frames, root, synthetic)
+        source = count_files(frames, root, scratch)
         measured = f"{milliseconds:.1f} ms, {size / 1000:.1f} kB a frame; {source}"
         rows.append([f"`{script}`", format_time(milliseconds / processes), format_disk(size), measured])
 
     root = roots["bus"]
-    recipe = Recipe(scratch / "out", {}, {}, find_bus_root(root))
+    recipe = make_recipe(root, scratch / "out")
     scene = [frame for frame in list_frames(root, "camera") if bus_path(recipe.bus_root, frame.scene).is_file()]
     scene = [frame for frame in scene if frame.scene == scene[0].scene]
     milliseconds = time_frame(lambda _: derive.derive_steering(scene, recipe), [scene[0]], repeats) / len(scene)
     written = [path for frame in scene if (path := frame.under(recipe.out).path("steering")).is_file()]
     size = mean_size(written)
-    source = count_files(written, root, synthetic)
+    source = count_files(written, root, scratch)
     measured = f"{milliseconds:.1f} ms, {size / 1000:.1f} kB a frame; {source}"
     rows.append(["`steering_angle.py`", format_time(milliseconds / processes), format_disk(size), measured])
     total += size
@@ -141,17 +123,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     scratch = Path(tempfile.mkdtemp(prefix="benchmark_boxes_set_"))
     try:
-        synthetic = scratch / "synthetic" / "camera_lidar_semantic_bboxes"
-        write_dataset(scratch / "synthetic", scenes=2, frames=8, size=(1920, 1208))
-        given = find_root(arguments.data)
-        roots = {}
-        for kind in RAW_KINDS:
-            has_kind = given is not None and list_frames(given, kind)
-            roots[kind] = given if has_kind else synthetic
-        roots["bus"] = given if given is not None and find_bus_root(given) else synthetic
+        roots = choose_roots(arguments.data, scratch)
         print(f"\n{FRAMES:,} frames at {SIZE[0]}x{SIZE[1]}, {arguments.processes} processes\n")
         print("| step | time | disk | measured |\n|---|--:|--:|---|")
-        for row in list_rows(roots, synthetic, scratch, arguments.processes, arguments.repeats):
+        for row in list_rows(roots, scratch, arguments.processes, arguments.repeats):
             print(f"| {' | '.join(row)} |")
     finally:
         shutil.rmtree(scratch)

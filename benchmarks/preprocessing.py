@@ -9,7 +9,6 @@ set too. Each figure is the median of interleaved repeats, each over all files o
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import statistics
@@ -30,23 +29,13 @@ from tqdm import tqdm
 from a2d2 import derive
 from a2d2.calibration import load_calibration
 from a2d2.derive import Recipe, reduce_picture
-from a2d2.frames import Frame, bus_path, find_bus_root, find_calibration, list_frames
+from a2d2.frames import Frame, bus_path, find_calibration, list_frames
 from a2d2.images import read_depth_png, read_rgb_png
-from a2d2.synthetic.writer import write_dataset
+from benchmarks._raw_files import SIZE, choose_roots, make_recipe, pick, time_once
 from preprocessing._pool import map_units
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE = (1024, 640)
-MOST_FILES = 20  # of a kind, evenly spaced
 SCRIPTS = ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle")
-
-
-def time_once(work: Callable, frames: list) -> float:
-    """Seconds that `work` takes for all frames, one after the other."""
-    begin = time.perf_counter()
-    for frame in frames:
-        work(frame)
-    return time.perf_counter() - begin
 
 
 def compare(ours: Callable, reference: Callable, frames: list, repeats: int) -> tuple[float, float]:
@@ -118,11 +107,6 @@ class Report:
     def add_ratio(self, what: str, frames: int, ours: float, reference: float, bar: float | None) -> None:
         measured = f"{ours / reference:.2f} x ({ours:.1f} against {reference:.1f} ms a frame, {frames} files)"
         self.add(what, measured, "" if bar is None else f"<= {bar} x", None if bar is None else ours / reference <= bar)
-
-
-def pick(frames: list) -> list:
-    """At most MOST_FILES of them, evenly spaced."""
-    return frames[:: max(1, -(-len(frames) // MOST_FILES))]
 
 
 def measure_ratios(report: Report, roots: dict[str, Path], scratch: Path, repeats: int) -> None:
@@ -237,38 +221,6 @@ def measure_start(report: Report, root: Path, scratch: Path, repeats: int) -> No
     report.add(
         "starting a script without work, the slowest", f"{seconds:.2f} s ({slowest})", "<= 1.5 s", seconds <= 1.5
     )
-
-
-# ---------------------------------------------------------------- the files
-
-
-def make_recipe(root: Path, out: Path, options: dict | None = None) -> Recipe:
-    cameras = load_calibration(find_calibration(root)).cameras
-    resized = {name: camera.resize(SIZE) for name, camera in cameras.items()}
-    return Recipe(out, resized, options or {}, find_bus_root(root))
-
-
-def find_root(given: Path | None) -> Path | None:
-    places = [given] if given else [Path("Datasets/camera_lidar_semantic_bboxes")]
-    if not given and "A2D2_REAL" in os.environ:
-        places.insert(0, Path(os.environ["A2D2_REAL"]) / "camera_lidar_semantic_bboxes")
-    return next((place for place in places if place.is_dir()), None)
-
-
-def choose_roots(given: Path | None, scratch: Path) -> dict[str, Path]:
-    """Kind of raw file -> a root that has some: the given one, else synthetic scenes at A2D2's size."""
-    root = find_root(given)
-    kinds = ("label", "camera", "lidar", "label3D")
-    roots = {kind: root for kind in kinds if root and list_frames(root, kind)}
-    if root and find_bus_root(root):
-        roots["bus"] = root
-    missing = [kind for kind in (*kinds, "bus") if kind not in roots]
-    if missing:
-        write_dataset(scratch / "synthetic", scenes=2, frames=8, size=(1920, 1208))
-        roots |= dict.fromkeys(missing, scratch / "synthetic" / "camera_lidar_semantic_bboxes")
-    for kind, place in roots.items():
-        print(f"{kind}: {'synthetic scenes' if kind in missing else place}")
-    return roots
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from a2d2.download.sets import PARTS
 from docs.draw_network import draw_network
 from tasks import TASKS
-from training.config import Config, _compose_schema
+from training.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKED = subprocess.run(
@@ -75,7 +75,7 @@ def test_nobody_cites_a_page_that_is_not_here():
 SUFFIXES = "py|md|sh|yaml|yml|toml|lock|svg|jpg|cff"
 FILE = re.compile(rf"(?<![\w/.{{<*-])((?:[\w.-]+/)*[\w.-]+\.(?:{SUFFIXES}))(?![\w/*])")
 # names of files that a program writes, a user chooses or another project has
-FOREIGN = {"config.yaml", "FILE.yaml", "my.yaml", "name.yaml", "tiny.yaml", "CITATION.cff", "ci.yml", "setup.py"}
+FOREIGN = {"config.yaml", "FILE.yaml", "my.yaml", "name.yaml", "tiny.yaml"}
 
 
 def find_missing_files(path, text):
@@ -185,7 +185,8 @@ def list_keys(schema, prefix=""):
                 yield from list_keys(inner, f"{key}.")
 
 
-KEYS = set(list_keys(_compose_schema(tuple((name, task.Options) for name, task in TASKS.items()))))
+OPTIONS = {name: task.Options for name, task in TASKS.items()}
+KEYS = set(list_keys(type(load_config(ROOT / "configs/symmetric.yaml", [], OPTIONS))))
 KEY = re.compile(rf"(?<![\w./])((?:{'|'.join(set(Config.model_fields) - {'run', 'seed'})})(?:\.[a-z_0-9]+)+)(?![\w(/])")
 
 

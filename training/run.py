@@ -71,7 +71,11 @@ class RunState:
         """Restore every field. ValueError where the state has other fields than this run."""
         fields = {each.name for each in dataclasses.fields(self)}
         if state.keys() != fields:
-            raise ValueError(f"a checkpoint with {', '.join(sorted(state))}, but a run has {', '.join(sorted(fields))}")
+            raise ValueError(
+                f"the checkpoint contains {', '.join(sorted(state))}, and this version of the code needs "
+                f"{', '.join(sorted(fields))}: finish the run with the version that began it, or start another "
+                "with --run"
+            )
         for name, saved in state.items():
             part = getattr(self, name)
             if part is not None:
