@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder or weights file")
     parser.add_argument("--frame", dest="frames", nargs=1, metavar="SCENE/VIEW/ID", help="frame to draw")
-    parser.add_argument("--width", type=int, default=1080, help="pixels of the picture")
+    parser.add_argument("--width", type=int, default=960, help="pixels of the picture")
     parser.add_argument("--out", type=Path, default=Path("docs/panel.jpg"), help="JPEG to write")
     parser.set_defaults(split="test", count=1)
     arguments = parser.parse_args()
