@@ -47,7 +47,7 @@ def evaluate(
     are None if no frame has a label. `check_stop` is called between batches and may raise.
     """
     dataset = FrameDataset(frames, data.roots, tasks, size=size, target_size=data.size)
-    loader = DataLoader(dataset, batch_size=micro_batch, num_workers=workers)
+    loader = DataLoader(dataset, batch_size=micro_batch, num_workers=workers, collate_fn=dataset.collate)
     scored = {name: task.metrics() for name, task in tasks.items()}
     baseline = {name: task.metrics() for name, task in tasks.items()}
     counts = dict.fromkeys(tasks, 0)
@@ -89,8 +89,12 @@ def _summarise(task: Task, metrics: dict[str, Any], baseline: dict[str, Any], fr
 
 
 def mean_skill(scores: Scores) -> float | None:
-    """The mean skill over the tasks of a run; None if no task could be scored."""
-    skills = [score["skill"] for score in scores.values() if score["skill"] is not None]
+    """The mean skill over the tasks of a run; None if no task has one.
+
+    A skill below -1, an error of more than twice the constant baseline's, counts as -1: a task has at most the share
+    of one task in the choice of the best weights.
+    """
+    skills = [max(score["skill"], -1.0) for score in scores.values() if score["skill"] is not None]
     return sum(skills) / len(skills) if skills else None
 
 
@@ -112,8 +116,17 @@ def format_table(results: dict[str, Scores], markdown: bool = False) -> str:
     rows = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *lines]]
     if markdown:
         rows.insert(1, ["-" * width for width in widths])
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join("  ".join(row).rstrip() for row in rows)
+        text = ["| " + " | ".join(row) + " |" for row in rows]
+    else:
+        text = ["  ".join(row).rstrip() for row in rows]
+    notes = [
+        f"{run}, {task}: no skill, because the error of the constant baseline ({score['constant']:.4g}) is at or below "
+        "the resolution of the labels"
+        for run, scores in results.items()
+        for task, score in scores.items()
+        if score["skill"] is None and score["score"] is not None and score["constant"] is not None
+    ]
+    return "\n".join([*text, *([""] if markdown and notes else []), *notes])
 
 
 def format_details(results: dict[str, Scores]) -> str:

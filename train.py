@@ -35,7 +35,7 @@ from experiment import (
 )
 from tasks import TASKS
 from tasks.task import Task
-from training.balancing import LossWeights, NonFiniteError, backward_cycle
+from training.balancing import LossWeights, NonFiniteError, Normaliser, backward_cycle
 from training.config import Config, ConfigError, load_config
 from training.ema import EmaWeights
 from training.run import Run, RunState
@@ -88,6 +88,7 @@ def build_state(setup: Setup) -> RunState:
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     net = build_network(config.model, setup.tasks, setup.size).to(device, memory_format=memory_format)
     ema = None if config.train.ema is None else EmaWeights(net, **config.train.ema.model_dump())
+    normaliser = Normaliser(setup.tasks)
     backward = partial(
         backward_cycle,
         net,
@@ -95,10 +96,11 @@ def build_state(setup: Setup) -> RunState:
         device=device,
         autocast=choose_autocast(config.train.precision, device),
         memory_format=memory_format,
+        normaliser=normaliser,
     )
     update = UPDATES[config.train.update](net, config.train, backward)
     balance = LossWeights(list(setup.tasks), config.balancing.weights, config.balancing.normalise)
-    return RunState(net, ema, update, balance)
+    return RunState(net, ema, update, balance, normaliser)
 
 
 def set_determinism(config: Config) -> None:
@@ -125,9 +127,11 @@ def load_cycles(setup: Setup, first_step: int) -> Iterator[list[dict[str, Any]]]
         setup.assignment, options.labels, train.micro_batch, train.cycle, setup.config.seed, first_step, train.steps
     )
     augmentation = Augmentation(**options.augment.model_dump())
+    dataset = FrameDataset(setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation)
     loader = DataLoader(
-        FrameDataset(setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation),
+        dataset,
         batch_sampler=sampler,
+        collate_fn=dataset.collate,
         num_workers=options.workers,
         pin_memory=setup.device.type == "cuda",
         prefetch_factor=4 if options.workers else None,

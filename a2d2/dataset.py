@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
@@ -63,6 +63,28 @@ class Geometry:
         if not whole:
             array = array[rows.astype(np.intp)[:, None], columns.astype(np.intp)[None]]
         return np.ascontiguousarray(array[:, ::-1]) if self.flip else array
+
+    def splat_nearest(self, array: np.ndarray) -> np.ndarray:
+        """Transform a sparse map of distances (H, W), 0 for nothing, of any resolution; the result has `size`.
+
+        Each point goes to the pixel that contains it, and the nearest of several stays: picking one pixel of each
+        neighbourhood would lose most points of a map that shrinks, keep some that others hide, and double points of one
+        that grows.
+        """
+        height, width = array.shape[:2]
+        rows, columns = np.nonzero(array)
+        x = (columns + 0.5) * self.source[0] / width - self.crop[0]
+        y = (rows + 0.5) * self.source[1] / height - self.crop[1]
+        new_columns = np.floor(x * self.scale[0]).astype(np.intp)
+        new_rows = np.floor(y * self.scale[1]).astype(np.intp)
+        inside = (
+            (new_columns >= 0) & (new_columns < self.size[0]) & (new_rows >= 0) & (new_rows < self.size[1])
+        ).nonzero()[0]
+        values = array[rows[inside], columns[inside]]
+        order = np.argsort(-values, kind="stable")  # the last of several values for one pixel stays
+        result = np.zeros(self.size[::-1], array.dtype)
+        result[new_rows[inside[order]], new_columns[inside[order]]] = values[order]
+        return np.ascontiguousarray(result[:, ::-1]) if self.flip else result
 
     def map_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (n, 4) [x1, y1, x2, y2] of edges in the source -> in the result, not clipped."""
@@ -182,7 +204,8 @@ class FrameDataset(Dataset):
         image     uint8 (3, H, W), RGB, at the training size
         targets   {task: target} as `task.transform` returns it; `task.blank` if the label is missing or not loaded
         labelled  {task: bool tensor ()}, whether the label was loaded
-        camera    float32 (3, 3), the pinhole matrix of `image`, pixel centres at integers
+        camera    float32 (3, 3), the pinhole matrix of `image`, pixel centres at integers. A zoom leaves the focal
+                  length, because it divides depth instead
         frame     "scene/view/id"
     """
 
@@ -230,10 +253,18 @@ class FrameDataset(Dataset):
             label = task.load(frame) if name in names else None
             targets[name] = task.blank(self.target_size) if label is None else task.transform(label, target_geometry)
             labelled[name] = torch.tensor(label is not None)
+        camera = geometry.map_camera(root.cameras[frame.view])
+        camera[[0, 1], [0, 1]] /= geometry.zoom
         return {
             "image": geometry.transform_image(image).contiguous(),
             "targets": targets,
             "labelled": labelled,
-            "camera": torch.from_numpy(geometry.map_camera(root.cameras[frame.view])).float(),
+            "camera": torch.from_numpy(camera).float(),
             "frame": str(frame),
         }
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of samples, for a DataLoader: each task makes the batch of its targets."""
+        batch = default_collate([{key: sample[key] for key in sample if key != "targets"} for sample in samples])
+        targets = {name: [sample["targets"][name] for sample in samples] for name in self.tasks}
+        return batch | {"targets": {name: self.tasks[name].collate(targets[name]) for name in self.tasks}}

@@ -201,9 +201,10 @@ def _derive_steering_frame(frame: Frame, recipe: Recipe, items: dict[str, dict])
         item = items.get(frame.path("camera_info").name)
         if item is None:
             return Outcome(frame, "missing", "the bus file has no item for this frame")
-        content = bus.convert_steering(item)
+        limit_ms = recipe.options.get("limit_ms", bus.LIMIT_MS)
+        content = bus.convert_steering(item, limit_ms)
         if content is None:
-            return Outcome(frame, "missing", "no usable sample of the steering angle")
+            return Outcome(frame, "missing", bus.explain_missing(item, limit_ms))
         images.write_json(frame.under(recipe.out).path("steering"), content)
         return Outcome(frame, "done")
 

@@ -104,6 +104,7 @@ class Depth(Task):
     kind: ClassVar[str] = "depth"
     primary_metric: ClassVar[str] = "abs_rel"
     better: ClassVar[str] = "lower"
+    resolution: ClassVar[float] = 1 / DEPTH_SCALE  # a step of the stored depth, at 1 m; farther away it is finer
     Options = DepthOptions
     options: DepthOptions
 
@@ -116,7 +117,7 @@ class Depth(Task):
 
     def transform(self, label: Float32[np.ndarray, "h w"], geometry: Geometry) -> Float32[Tensor, "H W"]:
         """A zoom makes things look nearer: depth is divided by the zoom, as if the focal length were the same."""
-        depth = torch.from_numpy(geometry.sample_nearest(label))
+        depth = torch.from_numpy(geometry.splat_nearest(label))
         return depth if geometry.zoom == 1 else depth / geometry.zoom
 
     def find_constant(self, labels: Iterable[Any]) -> float | None:

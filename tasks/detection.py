@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
@@ -84,7 +85,7 @@ class DetectionOptions(TaskOptions):
     )
     min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are ignored")
     min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are ignored")
-    max_boxes: PositiveInt = Field(64, description="rows of a target; the largest boxes of a fuller frame are kept")
+    max_boxes: PositiveInt = Field(64, description="training uses at most so many boxes of a frame, the largest")
     score_threshold: float = Field(0.05, ge=0, le=1, description="predictions with a lower score are dropped")
     nms_threshold: float = Field(
         0.6, ge=0, le=1, description="IoU above which the lower-scoring of two predictions of a class is dropped"
@@ -344,7 +345,13 @@ class DetectionMetrics(Metrics):
 
     def __init__(self, names: tuple[str, ...], min_size: float):
         self.names, self.min_size = names, min_size
-        self.average = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=True)
+        # COCO's own thresholds, in double precision: the library's default ones are rounded to float32
+        self.average = MeanAveragePrecision(
+            backend="faster_coco_eval",
+            class_metrics=True,
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+        )
         self.average.warn_on_many_detections = False
         self.best_ious: list[float] = []
 
@@ -386,15 +393,16 @@ class Detection(Task):
     """Label: the boxes of the derived file. Output: that of the box coder. Prediction, a dict for each image: `boxes`
     (n, 4) in pixels, `scores` (n,), `labels` (n,).
 
-    Target, N = max_boxes rows: `boxes` float32 (N, 4) edges x1, y1, x2, y2 in pixels; `classes` int64 (N,), PADDING for
-    no box, IGNORED for an ignored box; `known` int64 (N,), the class also of ignored boxes, -1 if unknown;
-    `size` int64 (2,), the (width, height) of the image.
+    Target, N >= max_boxes rows, as many as the label needs, the largest boxes first: `boxes` float32 (N, 4) edges
+    x1, y1, x2, y2 in pixels; `classes` int64 (N,), PADDING for no box, IGNORED for an ignored box; `known` int64 (N,),
+    the class also of ignored boxes, -1 if unknown; `size` int64 (2,), the (width, height) of the image.
     """
 
     name: ClassVar[str] = "detection"
     kind: ClassVar[str] = "boxes"
     primary_metric: ClassVar[str] = "ap"
     better: ClassVar[str] = "higher"
+    learns_from_empty: ClassVar[bool] = True  # all of it is background
     labels_for_statistics: ClassVar[int | None] = (
         None  # small files, and every frame with too many boxes is to be reported
     )
@@ -414,8 +422,8 @@ class Detection(Task):
         content = load_json(frame.path(self.kind), "boxes")
         return None if content is None else content["boxes"]
 
-    def blank(self, size: tuple[int, int]) -> Target:
-        rows = self.options.max_boxes
+    def blank(self, size: tuple[int, int], rows: int = 0) -> Target:
+        rows = max(rows, self.options.max_boxes)
         return {
             "boxes": torch.zeros(rows, 4),
             "classes": torch.full((rows,), PADDING),
@@ -424,7 +432,7 @@ class Detection(Task):
         }
 
     def transform(self, label: list[dict], geometry: Geometry) -> Target:
-        target = self.blank(geometry.size)
+        target = self.blank(geometry.size, len(label))
         if not label:
             return target
         edges = geometry.map_boxes(np.array([box["box"] for box in label], dtype=np.float64))
@@ -437,14 +445,32 @@ class Detection(Task):
         known = np.array([-1 if index is None else self.group_of[index] for index in found])
         counts = (known >= 0) & (visible >= self.options.min_visible) & (extent.min(axis=1) >= self.options.min_size)
         order = [row for row in np.argsort(-extent.prod(axis=1), kind="stable") if there[row]]
-        order = order[: self.options.max_boxes]
         target["boxes"][: len(order)] = torch.from_numpy(clipped[order]).float()
         target["classes"][: len(order)] = torch.from_numpy(np.where(counts, known, IGNORED)[order])
         target["known"][: len(order)] = torch.from_numpy(known[order])
         return target
 
+    def collate(self, targets: list[Target]) -> Target:
+        """Rows of PADDING are added to the targets of frames with fewer boxes than the fullest of the batch."""
+        rows = max(len(target["boxes"]) for target in targets)
+        size = (0, 0)  # each target has its own
+        return default_collate(
+            [
+                {
+                    name: torch.cat([value, padding[len(value) :]]) if name != "size" else value
+                    for (name, value), padding in zip(target.items(), self.blank(size, rows).values(), strict=True)
+                }
+                for target in targets
+            ]
+        )
+
+    def _limit_rows(self, target: Target) -> Target:
+        """The rows that training uses: those of the largest boxes."""
+        rows = self.options.max_boxes
+        return {name: value if name == "size" else value[:, :rows] for name, value in target.items()}
+
     def collect_statistics(self, labels: Iterable[Any]) -> None:
-        """Only the constant baseline; frames with more boxes than a target has rows are reported as a warning."""
+        """Only the constant baseline; frames with more boxes than training uses are reported as a warning."""
         counts = [len(label) for label in labels]
         fuller = sum(count > self.options.max_boxes for count in counts)
         if fuller:
@@ -475,10 +501,10 @@ class Detection(Task):
 
     def count(self, target: Target) -> int:
         """The number of positives: locations or slots that are matched with a box."""
-        return self.box_coder.count(target)
+        return self.box_coder.count(self._limit_rows(target))
 
     def loss(self, output: DetectionOutput | BoxGridOutput, target: Target) -> Float[Tensor, ""]:
-        return self.box_coder.loss(output, target)
+        return self.box_coder.loss(output, self._limit_rows(target))
 
     def predict(self, output: DetectionOutput | BoxGridOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
         height, width = output.size

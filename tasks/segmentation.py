@@ -19,6 +19,8 @@ from models.heads import MapHead
 from tasks.drawing import blend
 from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file, widen
 
+LEAST_SHARE = 1e-3  # of the training pixels: rarer classes are weighted like a class with this share
+
 
 class SegmentationHeadOptions(HeadOptions):
     reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
@@ -32,7 +34,8 @@ class SegmentationOptions(TaskOptions):
         0.0,
         ge=0,
         le=1,
-        description="weight classes by (share of the training pixels) ** -class_balance; 0: equal weights",
+        description="weight classes by (share of the training pixels, at least 1e-3) ** -class_balance; "
+        "0: equal weights",
     )
     lovasz: NonNegativeFloat = Field(0.0, description="weight of the Lovasz-Softmax term beside the cross-entropy")
     dice: NonNegativeFloat = Field(0.0, description="weight of the Dice term beside the cross-entropy")
@@ -135,7 +138,9 @@ class Segmentation(Task):
     def collect_statistics(self, labels: Iterable[Any]) -> None:
         """The majority class, and the class weights of the loss, whose mean over all pixels is one."""
         totals = self._count_pixels(labels)
-        weights = np.maximum(totals, 1.0) ** -self.options.class_balance
+        # a class of a few stray pixels, or of none in the sample, would otherwise rule the loss where it occurs
+        shares = np.maximum(totals / max(totals.sum(), 1.0), LEAST_SHARE)
+        weights = shares**-self.options.class_balance
         weights *= totals.sum() / max((weights * totals).sum(), 1e-9)
         self.label_statistics = {"constant": int(totals.argmax()), "class_weights": weights.tolist()}
 

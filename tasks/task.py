@@ -1,7 +1,7 @@
 """The contract of a task: everything that is true of one task and of nothing else is behind these methods.
 
 A *label* is what is on disk for one frame, as NumPy arrays or plain values. A *target* is the label as tensors at the
-size of the training image; PyTorch's default collate function makes a batch of targets. An *output* is what the task's
+size of the training image; `collate` makes a batch of targets. An *output* is what the task's
 head returns. A *prediction* is the output in physical units, at the size of the labels that it is compared with.
 """
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
@@ -90,6 +91,8 @@ class Task(ABC):
     primary_metric: ClassVar[str]
     better: ClassVar[str]
     unit: ClassVar[str] = ""
+    resolution: ClassVar[float] = 0.0  # of the labels, in units of the primary metric where lower is better
+    learns_from_empty: ClassVar[bool] = False  # whether a label of count 0 says something, as that of an empty frame
     labels_for_statistics: ClassVar[int | None] = 500  # labels that are read for them, evenly spaced; None: all
     Options: ClassVar[type[TaskOptions]]
 
@@ -108,6 +111,10 @@ class Task(ABC):
     @abstractmethod
     def blank(self, size: tuple[int, int]) -> Target:
         """A target of the right shapes for a frame without a label; `size` is (width, height) of the training image."""
+
+    def collate(self, targets: list[Target]) -> Target:
+        """The targets of several samples as one batch of targets, with a row for each."""
+        return default_collate(targets)
 
     @abstractmethod
     def transform(self, label: Any, geometry: Geometry) -> Target:
@@ -169,6 +176,12 @@ class Task(ABC):
     def draw_label(self, image: UInt8[np.ndarray, "H W 3"], target: Target) -> UInt8[np.ndarray, "H W 3"]:
         """The image with one row's target drawn over it, in the same way."""
 
-    def skill(self, score: float, constant: float) -> float:
-        """A primary metric relative to that of the constant baseline: 0 is no better than it, 1 is perfect."""
-        return score if self.better == "higher" else 1 - score / max(constant, 1e-9)
+    def skill(self, score: float, constant: float) -> float | None:
+        """A primary metric relative to that of the constant baseline: 0 is no better than it, 1 is perfect.
+
+        None where the error of the constant is at or below the resolution of the labels: there is nothing to gain, and
+        a quotient would be noise.
+        """
+        if self.better == "higher":
+            return score
+        return 1 - score / constant if constant > self.resolution else None

@@ -19,7 +19,7 @@ LABELS = {  # (scene, id) -> kinds of the frame's labels; each scene has one fra
 }
 WITHOUT_BOXES = (SCENES[1], "000000004")  # its label is an empty list of boxes
 MATRIX = np.array([[50.0, 0, 30.0], [0, 52.0, 33.0], [0, 0, 1]])
-OPTIONS = {"camera": {"format": "jpg"}, "segmentation": {}, "depth": {}, "boxes": {}, "steering": {}}
+OPTIONS = {"camera": {"format": "jpg"}, "segmentation": {}, "depth": {}, "boxes": {}, "steering": {"limit_ms": 100.0}}
 
 
 def write_identity(root, size=SIZE, kinds=OPTIONS):

@@ -92,3 +92,29 @@ def test_picture_and_label_come_from_one_cast(camera):
 def test_centres_of_derived_pixels_come_back(camera):
     grid = np.random.default_rng(0).uniform(0, 300, (20, 2))
     assert np.allclose(map_centres(map_centres(grid, DERIVED, SIZE), SIZE, DERIVED), grid)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_sparse_map_that_shrinks_keeps_the_nearest_point_of_each_new_pixel(flip):
+    rng = np.random.default_rng(0)
+    full = np.where(rng.random((64, 96)) < 0.05, rng.uniform(2, 80, (64, 96)), 0)
+    for factor in (2, 4):
+        blocks = full.reshape(64 // factor, factor, 96 // factor, factor).transpose(0, 2, 1, 3)
+        blocks = np.where(blocks == 0, np.inf, blocks).min(axis=(2, 3))
+        expected = np.where(np.isinf(blocks), 0, blocks)
+        small = Geometry((96, 64), (0, 0, 96, 64), (96 // factor, 64 // factor), flip).splat_nearest(full)
+        np.testing.assert_array_equal(small, expected[:, ::-1] if flip else expected)
+    # under a zoom, from a map of half the image's resolution: the same points
+    half = Geometry((96, 64), (0, 0, 96, 64), (48, 32)).splat_nearest(full)
+    cropped = Geometry((96, 64), (24, 16, 48, 32), (48, 32), flip).splat_nearest(half)
+    cut = half[8:24, 12:36]
+    np.testing.assert_array_equal(np.sort(cropped[cropped > 0]), np.sort(cut[cut > 0]))
+
+
+def test_a_sparse_map_that_grows_stays_sparse():
+    rng = np.random.default_rng(1)
+    full = np.where(rng.random((32, 48)) < 0.1, rng.uniform(2, 80, (32, 48)), 0)
+    large = Geometry((48, 32), (0, 0, 48, 32), (144, 96)).splat_nearest(full)
+    assert (large > 0).sum() == (full > 0).sum()
+    np.testing.assert_array_equal(large[1::3, 1::3], full)
+    np.testing.assert_array_equal(Geometry.identity((48, 32)).splat_nearest(full), full)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from a2d2.boxes import NEAR_METRES, convert_boxes, find_hull, read_label3d
-from a2d2.bus import convert_steering, read_bus
+from a2d2.bus import convert_steering, explain_missing, read_bus
 from a2d2.calibration import Camera, Pose
 from a2d2.lidar import MissingLidarError, read_lidar, splat_depth
 
@@ -248,6 +248,42 @@ def test_no_angle_is_never_zero(flexray):
 def test_values_without_their_times_are_an_error():
     with pytest.raises(ValueError, match="3 timestamps and 2 values"):
         convert_steering(make_item([1.5, 3.0], [0, 0, 0]))
+
+
+@pytest.mark.parametrize("order", [[2, 1, 0], [1, 2, 0], [2, 0, 1]])
+def test_the_order_in_the_file_is_not_the_order_of_time(order):
+    values, signs = [1.5, 3.0, 4.5], [0, 1, 0]
+    expected = convert_steering(make_item(values, signs))
+    shuffled = make_item(
+        [values[index] for index in order], [signs[index] for index in order], times=[TIMES[index] for index in order]
+    )
+    assert convert_steering(shuffled) == expected
+    shuffled = make_item([values[index] for index in order], signs, [TIMES[index] for index in order], TIMES)
+    assert convert_steering(shuffled) == expected
+
+
+@pytest.mark.parametrize("offset_us", [-37_000_000, -100_999, 101_101, 37_000_000])
+def test_a_sample_far_from_the_moment_is_no_sample(offset_us):
+    far = [time + offset_us for time in TIMES]
+    item = make_item([1.5, 3.0, 4.5], [0, 1, 0], times=far)
+    assert convert_steering(item) is None
+    gap = min(abs(time - 2100) for time in far)
+    assert gap > 100_000
+    assert explain_missing(item) == f"nearest sample {gap / 1000:.0f} ms away"
+    assert convert_steering(item, limit_ms=40_000.0)["timestamps_us"] == sorted(far)
+    # the sign may have a clock of its own, and the speed too
+    item = make_item([1.5, 3.0, 4.5], [0, 1, 0], sign_times=[time + offset_us for time in far])
+    assert convert_steering(item) is None and "sign" in explain_missing(item) and "ms away" in explain_missing(item)
+    item = make_item([1.5, 3.0, 4.5], [0, 0, 0])
+    item["flexray"]["vehicle_speed"] = {"timestamps": far, "values": [30.0, 40.0, 50.0]}
+    assert convert_steering(item)["speed_kmh"] is None
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3])
+def test_samples_in_another_unit_of_time_are_no_samples(unit):
+    start = 1_533_653_462_000_000
+    times = [int((start + 20_000 * index) * unit) for index in range(3)]
+    assert convert_steering(make_item([1.5, 3.0, 4.5], [0, 1, 0], times=times, timestamp=start)) is None
 
 
 def test_the_speed_is_that_of_the_moment():

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import default_collate
 
 from a2d2.dataset import Geometry
+from evaluate import format_table, mean_skill
 from models.heads import DetectionOutput, locate_cells, spread_strides
 from tasks import TASKS
 from tasks.depth import Depth, DepthMetrics
@@ -338,7 +339,22 @@ def test_of_too_many_boxes_the_largest_stay():
     task = Detection(Detection.Options(max_boxes=3))
     sides = [20, 50, 10, 40, 30]
     label = [{"box": [0, 0, side, side], "class": "Car", "visible": 1.0} for side in sides]
-    assert task.transform(label, SAME)["boxes"][:, 2].tolist() == [50, 40, 30]
+    target = task.collate([task.transform(label, SAME), task.transform([], SAME)])
+    assert target["boxes"][0, :, 2].tolist() == [50, 40, 30, 20, 10]  # what is scored
+    largest = task.collate([task.transform([label[index] for index in (1, 3, 4)], SAME), task.transform([], SAME)])
+    assert task.count(target) == task.count(largest) > 0  # what is trained
+
+
+def test_limits_of_training_never_cut_the_truth_that_is_scored():
+    task = Detection(Detection.Options(max_boxes=5))
+    boxes = [[12 * index, 0, 12 * index + 10, 20 + index] for index in range(10)]
+    target = task.collate(
+        [task.transform([{"box": box, "class": "Car", "visible": 1.0} for box in boxes], Geometry.identity((128, 64)))]
+    )
+    five = torch.tensor(boxes[5:]).float()
+    metrics = task.metrics()
+    metrics.update([{"boxes": five, "scores": torch.ones(5), "labels": torch.zeros(5, dtype=torch.int64)}], target)
+    assert metrics.compute()["ap"] == pytest.approx(51 / 101, abs=1e-6)
 
 
 def test_boxes_that_a_crop_cuts_away_are_ignored_or_gone():
@@ -360,6 +376,40 @@ def test_skill_is_zero_at_the_constant_and_one_when_perfect():
         assert TASKS[name]().skill(4.0, 4.0) == 0 and TASKS[name]().skill(0.0, 4.0) == 1
     for name in ("segmentation", "detection"):
         assert TASKS[name]().skill(0.3, 0.1) == 0.3
+
+
+@pytest.mark.parametrize("name, constant", [("steering", 0.0), ("steering", 0.15), ("depth", 0.0)])
+def test_there_is_no_skill_where_the_constant_is_within_the_labels_resolution(name, constant):
+    assert TASKS[name]().skill(0.0085, constant) is None
+    scores = {name: {"headline": "mae", "better": "lower", "unit": "", "score": 0.0085, "constant": constant}}
+    scores[name] |= {"skill": None, "frames": 3, "metrics": {}}
+    assert mean_skill(scores) is None and "resolution of the labels" in format_table({"run": scores})
+
+
+def test_one_task_has_at_most_its_share_in_the_mean_skill():
+    assert mean_skill({"a": {"skill": -8e6}, "b": {"skill": 0.5}, "c": {"skill": None}}) == -0.25
+
+
+def test_a_stray_pixel_does_not_rule_the_class_weights():
+    label = np.zeros((1000, 1000), np.uint8)
+    label[0, 0] = 3
+    for balance, most in ((0.5, 32), (1.0, 1000)):
+        task = Segmentation(Segmentation.Options(class_balance=balance))
+        task.collect_statistics([label])
+        assert max(task.label_statistics["class_weights"]) <= most
+
+
+def test_ap_uses_cocos_thresholds_in_double_precision():
+    """Five boxes, of which three are found at once and a fourth at rank 64: recall is 0.6 and 0.8, on thresholds."""
+    boxes = torch.tensor([[20.0 * index, 0, 20 * index + 15, 30] for index in range(5)])
+    task = Detection()
+    target = task.collate([task.transform([{"box": b, "class": "Car", "visible": 1} for b in boxes.tolist()], SAME)])
+    wrong = torch.tensor([[0.0, 40, 15, 60]]).repeat(60, 1)
+    found = torch.cat([boxes[:3], wrong, boxes[3:4]])
+    metrics = task.metrics()
+    metrics.update([{"boxes": found, "scores": torch.linspace(1, 0.1, 64), "labels": torch.zeros(64).long()}], target)
+    # COCO: 61 thresholds up to a recall of 0.6 with precision 1, and 20 up to 0.8 with 4 of 64
+    assert metrics.compute()["ap50"] == pytest.approx((61 + 20 * 4 / 64) / 101, abs=1e-6)
 
 
 def test_class_weights_favour_rare_classes_and_keep_the_mean():

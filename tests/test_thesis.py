@@ -484,7 +484,7 @@ def test_groups_step_exactly_on_their_counts_and_absent_ones_never():
 
 
 def test_the_updates_are_those_of_adam_on_plainly_added_losses():
-    """A micro-batch of several frames is as many samples; a loss counts by its weight over the samples of a step."""
+    """Several frames are as many cycles of one sample; a loss counts by its weight over the samples of a step."""
     net, weights = build_small_net(), {"a": 2.0, "b": 0.25, "c": 1.0}
     plain = copy.deepcopy(net)
     update = build_update(AsyncUpdate, SLOW, net)
@@ -501,8 +501,8 @@ def test_the_updates_are_those_of_adam_on_plainly_added_losses():
         update.step(number, cycle, weights)
         for batch, label in zip(cycle, labels, strict=True):
             output, target = plain(batch["image"], {label: None})[label], batch["targets"][label]
-            mean = (target["weight"] * (output - target["value"]).square()).sum() / target["weight"].sum()
-            (mean * rows * weights[label] / SLOW.groups[label].samples).backward()
+            total = (output - target["value"]).square().sum()  # a sample's own weight and its count cancel
+            (total * weights[label] / SLOW.groups[label].samples).backward()
             for name in (SHARED, label):
                 seen[name] += rows
         for name, adam in adams.items():

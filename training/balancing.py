@@ -1,6 +1,6 @@
 """Losses of several tasks -> the gradients of one update.
 
-Each task's loss is divided by its count over the whole cycle, so micro-batches of any make-up combine exactly. One
+Each task's loss is divided by one number for the whole cycle, so micro-batches of any make-up combine exactly. One
 head's graph is alive at a time: its gradient with respect to the shared features is kept, and the features' own graph
 is walked once a micro-batch.
 """
@@ -51,6 +51,36 @@ class LossWeights:
         self.sums, self.seen = dict(state["sums"]), dict(state["seen"])
 
 
+class Normaliser:
+    """What the loss of each task is divided by in a cycle, from the counts of its labels.
+
+    This is the count of the cycle itself, but for tasks whose empty labels have a loss (`learns_from_empty`). With
+    their own count, 0 or few, such cycles would have a gradient of many times the usual one, so they are divided by the
+    mean count of the last `window` cycles that had any. It is at least 1, and no number of empty cycles lowers it.
+    """
+
+    def __init__(self, tasks: Mapping[str, Any], window: int = 1000):
+        self.tasks, self.window = tasks, window
+        self.means, self.seen = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
+
+    def find_divisors(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Name -> divisor of the cycle with these counts. Tasks that have nothing to learn from in it are left out:
+        those with count 0, and of those that learn from empty labels the ones that have not met a count yet."""
+        divisors = {}
+        for name, count in counts.items():
+            if count:
+                self.seen[name] += 1
+                self.means[name] += (count - self.means[name]) / min(self.seen[name], self.window)
+            divisors[name] = self.means[name] if getattr(self.tasks[name], "learns_from_empty", False) else float(count)
+        return {name: divisor for name, divisor in divisors.items() if divisor}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": dict(self.means), "seen": dict(self.seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.means, self.seen = dict(state["means"]), dict(state["seen"])
+
+
 def move(batch: Any, device: torch.device) -> Any:
     """All tensors of a batch on the device."""
     return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, batch)
@@ -75,17 +105,22 @@ def backward_cycle(
     device: torch.device,
     autocast: Callable,
     memory_format: torch.memory_format = torch.contiguous_format,
+    normaliser: Normaliser | None = None,
 ) -> dict[str, float]:
-    """Add the gradients of one cycle to the network's parameters; return each task's loss, divided by its count.
+    """Add the gradients of one cycle to the network's parameters; return each task's loss, divided as `normaliser` says
+    (by default by its count).
 
-    Tasks without a labelled row in the cycle are left out, and their heads' gradients stay None. NonFiniteError, naming
-    the task and the frames, before anything is updated.
+    Tasks that have no labelled row in the cycle, or only such that say nothing (as a class map that is all ignored),
+    are left out, and their heads' gradients stay None. NonFiniteError, naming the task and the frames, before anything
+    is updated.
     """
     rows = [find_rows(batch) for batch in cycle]
-    counts = dict.fromkeys(tasks, 0)
+    counts: dict[str, int] = {}
     for batch, found in zip(cycle, rows, strict=True):
         for name, indices in found.items():
-            counts[name] += tasks[name].count(take_rows(batch["targets"][name], indices))
+            counts[name] = counts.get(name, 0) + tasks[name].count(take_rows(batch["targets"][name], indices))
+    divisors = (normaliser or Normaliser(tasks)).find_divisors(counts)
+    rows = [{name: indices for name, indices in found.items() if name in divisors} for found in rows]
 
     losses: dict[str, list[Tensor]] = {}
     origins: dict[str, list[list[str]]] = {}
@@ -102,12 +137,14 @@ def backward_cycle(
             with autocast():
                 everyone = len(indices) == len(image)
                 output = net.run_head(name, leaves, size, None if everyone else indices.to(device))
-            loss = tasks[name].loss(output, target) / max(counts[name], 1)
+            loss = tasks[name].loss(output, target) / divisors[name]
             losses.setdefault(name, []).append(loss.detach())
             origins.setdefault(name, []).append([batch["frame"][index] for index in indices.tolist()])
             (loss * weights[name]).backward()
-        reached = [key for key, leaf in leaves.items() if leaf.grad is not None]
-        torch.autograd.backward([features[key] for key in reached], [leaves[key].grad for key in reached])
+        # features of a frozen encoder need no gradient
+        reached = [key for key, leaf in leaves.items() if leaf.grad is not None and features[key].requires_grad]
+        if reached:
+            torch.autograd.backward([features[key] for key in reached], [leaves[key].grad for key in reached])
 
     values = {name: torch.stack(parts).tolist() for name, parts in losses.items()}
     for name, parts in values.items():

@@ -25,7 +25,7 @@ from torch import Tensor
 from training.renamed import rename_all
 
 WEIGHTS_FORMAT = 2  # 1 had other names, see training/renamed.py
-CHECKPOINT_FORMAT = 2  # 1 had the state of a run under other names
+CHECKPOINT_FORMAT = 3  # 1 had the state of a run under other names; 2 had no normaliser
 
 _PLAIN_TYPES = (int, float, str, bool, type(None))
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from training.balancing import LossWeights
+from training.balancing import LossWeights, Normaliser
 from training.checkpoint import load_newest_checkpoint, save_checkpoint, save_weights, write_json
 from training.config import Config, config_to_dict, save_config
 from training.ema import EmaWeights
@@ -56,6 +56,7 @@ class RunState:
     ema: EmaWeights | None
     update: Update
     balance: LossWeights
+    normaliser: Normaliser
     progress: Progress = field(default_factory=Progress)
 
     @property

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
-from training.balancing import NonFiniteError, find_rows
+from training.balancing import NonFiniteError
 
 Cycle = Sequence[Mapping[str, Any]]
 Backward = Callable[..., dict[str, float]]
@@ -57,8 +58,8 @@ class CycleUpdate(Update):
         super().__init__(net, options, backward)
         self.optimizer = build_optimizer(net, options.optimizer)
         # it does nothing but for fp16
-        device = next(net.parameters()).device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self.device = next(net.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
 
     def step(
         self, number: int, cycle: Cycle, weights: Mapping[str, float]
@@ -67,8 +68,11 @@ class CycleUpdate(Update):
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
-        scaled = {name: weight * self.scaler.get_scale() for name, weight in weights.items()}
-        losses = self.backward(cycle, weights=scaled)
+        # `scale` also makes the scaler's own state, which `unscale_` needs; the losses are scaled by their weights
+        scale = float(self.scaler.scale(torch.ones((), device=self.device)))
+        losses = self.backward(cycle, weights={name: weight * scale for name, weight in weights.items()})
+        if not losses:
+            return losses, {"gradient_norm": 0.0, "lr_factor": factor}
         self.scaler.unscale_(self.optimizer)
         limit = self.options.optimizer.clip
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), math.inf if limit is None else limit))
@@ -93,7 +97,7 @@ class AsyncUpdate(Update):
     that gave it gradients, reaches its `samples`; then its gradients are cleared and it counts from 0. A head waits for
     its own samples, the shared part counts those of all tasks.
 
-    A sample's loss, as it would be in a cycle of its own, is multiplied by its weight and divided by the `samples` of
+    Every sample is a cycle of its own. Its loss is multiplied by its weight and divided by the `samples` of
     its task's head. So a head follows the mean over its samples, and in the shared part a sample of task t weighs
     weight_t / samples_t, however many samples that collects.
     """
@@ -112,12 +116,15 @@ class AsyncUpdate(Update):
         self, number: int, cycle: Cycle, weights: Mapping[str, float]
     ) -> tuple[dict[str, float], dict[str, int | float]]:
         samples: dict[str, int] = dict.fromkeys(self.net.heads, 0)
-        for batch in cycle:
-            for name, rows in find_rows(batch).items():
-                samples[name] += len(rows)
+        sums: dict[str, float] = dict.fromkeys(self.net.heads, 0.0)
         groups = self.options.groups
-        shares = {name: weights[name] * count / groups[name].samples for name, count in samples.items()}
-        losses = self.backward(cycle, weights=shares)
+        shares = {name: weights[name] / groups[name].samples for name in samples}
+        for batch in cycle:
+            for row in range(len(batch["image"])):
+                for name, loss in self.backward([take_sample(batch, row)], weights=shares).items():
+                    samples[name] += 1
+                    sums[name] += loss
+        losses = {name: sums[name] / count for name, count in samples.items() if count}
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
         check_norm(float(nn.utils.get_total_norm(gradients)), cycle)
 
@@ -152,6 +159,14 @@ class AsyncUpdate(Update):
 UPDATES: dict[str, type[Update]] = {"cycle": CycleUpdate, "async": AsyncUpdate}
 
 
+def take_sample(batch: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """One row of a batch as a batch."""
+    return {
+        key: [value[row]] if key == "frame" else tree_map(lambda leaf: leaf[row : row + 1], value)
+        for key, value in batch.items()
+    }
+
+
 def build_optimizer(net: nn.Module, options: Any) -> torch.optim.AdamW:
     """AdamW: a smaller learning rate for the encoder, no decay on norms and biases."""
     encoder = {id(parameter) for parameter in net.encoder.parameters()}
@@ -173,10 +188,10 @@ def build_optimizer(net: nn.Module, options: Any) -> torch.optim.AdamW:
 
 
 def find_lr_factor(step: int, steps: int, options: Any) -> float:
-    """Linear warm-up, then a cosine down to `final_factor`; the step counts from 0."""
+    """Linear warm-up, then a cosine down to `final_factor`, which is the last step's; the step counts from 0."""
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps
-    progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
+    progress = (step - options.warmup_steps) / max(1, steps - 1 - options.warmup_steps)
     return options.final_factor + (1 - options.final_factor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
 
 

@@ -5,6 +5,7 @@ Each assumption cites its section of docs/a2d2-format.md.
 
 from dataclasses import dataclass
 
+from a2d2.bus import LIMIT_MS
 from a2d2.checks.known import LARGEST_MAGNITUDE, REGRESSION_SCENE
 from a2d2.classes import COLOUR_NAMES, OBJECT_CLASSES
 
@@ -17,7 +18,7 @@ DUPLICATE_SHARE = 0.1
 ANGLE_SAMPLES = (15, 30)
 SENTINEL_SHARE = 0.1
 MOST = 0.5  # of the files or frames
-SAMPLE_GAP_US = 100_000  # from a bus item's time to its nearest sample
+SAMPLE_GAP_US = 1000 * LIMIT_MS  # from a bus item's time to its nearest sample
 FASTER_KMH = 10.0
 LEAST_CORRELATION = 0.3
 LEAST_TURNS = 10
@@ -77,7 +78,7 @@ ASSUMPTIONS = {
     "bus_magnitudes": Assumption(
         f"the angle's magnitude is in 0..{LARGEST_MAGNITUDE:g} degrees, without sign", "7.1", needed=True
     ),
-    "bus_times": Assumption("an item has the time of its frame, and a sample near that time", "7"),
+    "bus_times": Assumption("an item has the time of its frame, and a sample near that time", "7", needed=True),
     "bus_sign": Assumption(
         f"the signed angle correlates with the yaw rate above {FASTER_KMH:g} km/h: r >= {LEAST_CORRELATION:g}",
         "7.1",

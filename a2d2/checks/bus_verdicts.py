@@ -129,7 +129,7 @@ def _check_bus_times(frames: list[FrameFacts], buses: list[BusFacts]) -> Check:
     text = f"{len(pairs) - len(other):,} of {len(pairs):,} frames"
     text += f"; another time in {format_some(other)}" if other else ""
     text += f"; nearest sample at most {max(gaps) / 1000:g} ms away" if gaps else ""
-    text += f", in {late:,} items more than {SAMPLE_GAP_US / 1000:g} ms" if late else ""
+    text += f", in {late:,} items more than {bus.LIMIT_MS:g} ms" if late else ""
     return make_check("bus_times", not other and not late, text, other=other, late=late, compared=len(pairs))
 
 
