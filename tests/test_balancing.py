@@ -1,13 +1,17 @@
 """The update of one cycle against plain autograd on the whole sum, and loss weights by hand."""
 
+import copy
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from models.multitask import MultitaskNet
-from training.balancing import LossWeights, NonFiniteError, backward_cycle, find_rows, take_rows
+from training.balancing import LossWeights, NonFiniteError, Normaliser, backward_cycle, find_rows, take_rows
+from training.config import Schedule, Train
+from training.updates import CycleUpdate, find_lr_factor
 
 NAMES = ("a", "b", "c")
 LABELLED = {"a": [True, True, False, True], "b": [False, True, True, False], "c": [False] * 4}
@@ -164,3 +168,98 @@ def test_without_normalising_weights_are_those_given():
     weights = LossWeights(NAMES, {"b": 0.0})
     weights.observe({"a": 9.0})
     assert weights.weights() == {"a": 1.0, "b": 0.0, "c": 1.0}
+
+
+class Positives:
+    """A task whose empty frames have a loss, as detection: it counts positives, of which a frame may have none."""
+
+    learns_from_empty = True
+
+    def count(self, target):
+        return int(target["weight"].sum())
+
+    def loss(self, output, target):
+        return ((output - target["value"]) ** 2 * (target["weight"] + 1)).sum()
+
+
+def run_with_normaliser(net, cycle, tasks, normaliser):
+    net.zero_grad(set_to_none=True)
+    losses = backward_cycle(
+        net, cycle, tasks, FIXED, torch.device("cpu"), nullcontext, torch.contiguous_format, normaliser
+    )
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    return losses, float(nn.utils.get_total_norm(gradients))
+
+
+def test_a_cycle_of_empty_frames_is_divided_by_the_mean_count_of_the_others(net, data):
+    tasks = dict.fromkeys(NAMES, Positives())
+    normaliser = Normaliser(tasks)
+    data["target"]["weight"] = torch.tensor([40, 60, 0, 0])
+    labelled = {"a": [True] * 4, "b": [False] * 4, "c": [False] * 4}
+    # before any positive has been met there is nothing to divide by, so the task waits
+    losses, _ = run_with_normaliser(net, [make_batch(data, [2, 3], labelled)], tasks, normaliser)
+    assert losses == {}
+    _, usual = run_with_normaliser(net, [make_batch(data, [0], labelled)], tasks, normaliser)
+    run_with_normaliser(net, [make_batch(data, [1], labelled)], tasks, normaliser)
+    losses, empty = run_with_normaliser(net, [make_batch(data, [2, 3], labelled)], tasks, normaliser)
+    rows = torch.tensor([2, 3])
+    with torch.no_grad():
+        plain = Positives().loss(net(data["image"])["a"][rows], take_rows(data["target"], rows))
+    assert losses["a"] == pytest.approx(float(plain) / 50, rel=1e-12)
+    assert empty < usual
+    again = Normaliser(tasks)
+    again.load_state_dict(normaliser.state_dict())
+    assert again.find_divisors({"a": 0}) == normaliser.find_divisors({"a": 0}) == {"a": 50.0}
+
+
+def test_a_label_that_says_nothing_is_an_absent_label(net, data):
+    """A class map that is all ignored, a depth image without a point: no gradients, so AdamW leaves the head alone."""
+    data["target"]["weight"] = torch.zeros(4, dtype=torch.long)
+    losses, gradients = run_cycle(net, [make_batch(data, [0, 1, 2, 3])])
+    assert losses == {} and all(gradient is None for gradient in gradients.values())
+    weights = LossWeights(NAMES, {}, "init")
+    weights.observe(losses)
+    assert weights.weights() == dict.fromkeys(NAMES, 1.0)
+
+
+def test_a_frozen_encoder_leaves_the_heads_trainable(net, data):
+    _, whole = run_cycle(net, [make_batch(data, [0, 1, 2, 3])])
+    for parameter in net.encoder.parameters():
+        parameter.requires_grad_(False)
+    _, frozen = run_cycle(net, [make_batch(data, [0, 1, 2, 3])])
+    for name, gradient in frozen.items():
+        if name.startswith("encoder."):
+            assert gradient is None
+        else:
+            assert gradient is None if whole[name] is None else torch.equal(gradient, whole[name])
+
+
+def test_fp16_scales_its_losses_and_makes_the_same_step_without_rounding(net, data):
+    """In float64 the scale is a power of two that comes out again exactly."""
+    steps = {}
+    for precision in ("fp32", "fp16"):
+        trained = copy.deepcopy(net)
+        options = Train(
+            steps=10, precision=precision, schedule={"warmup_steps": 0}, optimizer={"lr": 0.01, "clip": None}
+        )
+        backward = partial(
+            backward_cycle,
+            trained,
+            tasks=dict.fromkeys(NAMES, Square()),
+            device=torch.device("cpu"),
+            autocast=nullcontext,
+        )
+        update = CycleUpdate(trained, options, backward)
+        losses, measures = update.step(0, [make_batch(data, [0, 1, 2, 3])], FIXED)
+        steps[precision] = (losses, measures, list(trained.parameters()))
+    assert steps["fp16"][:2] == steps["fp32"][:2]
+    assert all(torch.equal(one, other) for one, other in zip(steps["fp16"][2], steps["fp32"][2], strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(steps["fp16"][2], net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 3), (280, 30), (2, 1), (60000, 500)])
+def test_the_learning_rate_ends_at_its_final_factor(steps, warmup):
+    schedule = Schedule(warmup_steps=warmup, final_factor=0.25)
+    factors = [find_lr_factor(step, steps, schedule) for step in range(steps)]
+    assert factors[-1] == pytest.approx(0.25) and max(factors) == pytest.approx(1.0)
+    assert factors[warmup - 1] == 1.0 and factors[warmup:] == sorted(factors[warmup:], reverse=True)

@@ -173,3 +173,25 @@ def test_an_image_of_another_size_than_its_root_is_named(tmp_path):
     write_identity(tmp_path, size=(96, 64))
     with pytest.raises(DatasetError, match=r"000000001\.jpg is 64x64, its dataset 96x64"):
         open_root(tmp_path)[0]
+
+
+def test_under_a_zoom_camera_depth_and_pixels_describe_one_scene():
+    """The pixel of a point in the zoomed image, its depth divided by the zoom, and the camera give X and Y again."""
+    source, zoomed = (128, 64), Geometry((128, 64), (32, 16, 64, 32), (128, 64))
+    matrix = np.array([[100.0, 0, 63.5], [0, 100.0, 31.5], [0, 0, 1]])
+    point = np.array([0.9, -0.6, 12.0])
+    pixel = matrix @ point / point[2] + 0.5
+    inside = (pixel[:2] - zoomed.crop[:2]) * zoomed.scale
+    camera = zoomed.map_camera(matrix)
+    camera[[0, 1], [0, 1]] /= zoomed.zoom
+    depth = point[2] / zoomed.zoom
+    again = np.linalg.inv(camera) @ np.array([*(inside - 0.5), 1]) * depth
+    assert zoomed.source == source and camera[0, 0] == matrix[0, 0]
+    np.testing.assert_allclose(again, [*point[:2], depth])
+
+
+def test_the_camera_of_a_zoomed_sample_keeps_the_focal_length(root):
+    frames, roots = index_roots([root], ["front_center"])
+    dataset = FrameDataset(frames, roots, {}, augmentation=Augmentation(scale=(2.0, 2.0)))
+    camera = dataset[0, 3, ()]["camera"]
+    assert camera[0, 0] == MATRIX[0, 0] and camera[1, 1] == MATRIX[1, 1] and camera[0, 2] != MATRIX[0, 2]

@@ -9,6 +9,7 @@ import pytest
 from a2d2.boxes import convert_boxes
 from a2d2.calibration import load_calibration, map_centres
 from a2d2.classes import CLASSES
+from a2d2.dataset import Geometry
 from a2d2.derive import look_up_classes
 from a2d2.lidar import DEPTH_SCALE, splat_depth
 from a2d2.synthetic.render import measure_depth, render_camera, scan_lidars

@@ -191,8 +191,8 @@ def find_lr_factor(step: int, steps: int, options: Any) -> float:
     """Linear warm-up, then a cosine down to `final_factor`, which is the last step's; the step counts from 0."""
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps
-    progress = (step - options.warmup_steps) / max(1, steps - 1 - options.warmup_steps)
-    return options.final_factor + (1 - options.final_factor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+    progress = min((step + 1 - options.warmup_steps) / max(1, steps - options.warmup_steps), 1)
+    return options.final_factor + (1 - options.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def check_norm(norm: float, cycle: Cycle) -> None:
