@@ -1,5 +1,7 @@
 """Build tasks, frames and networks from a config or a weights file, for the scripts and benchmarks."""
 
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,9 +12,9 @@ from pydantic import BaseModel
 from torch import nn
 from tqdm import tqdm
 
-from a2d2.dataset import PreprocessedDataset, index_roots
+from a2d2.dataset import PreprocessedDataset, index_labels, index_roots
 from a2d2.frames import VIEWS, Frame
-from a2d2.splits import SPLITS, split_frames
+from a2d2.splits import SPLITS, SUBSETS, split_frames
 from models.bifpn import BiFPN
 from models.densedepth import STRIDES, DenseDepth
 from models.encoders import Encoder
@@ -23,7 +25,8 @@ from models.unet import UNet
 from models.yolo import Yolo
 from tasks import TASKS
 from tasks.task import Task
-from training.checkpoint import load_weights
+from training.checkpoint import is_own_weights, load_weights
+from training.record import Record
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,19 @@ class WrongUseError(ValueError):
 
 @dataclass
 class Data:
-    """The frames of each subset, and the preprocessed datasets that contain them, by path."""
+    """The frames of each subset, and the preprocessed datasets that contain them, by path.
+
+    others: frames of the datasets that are in no subset.
+    """
 
     subsets: dict[str, list[Frame]]
     roots: dict[Path, PreprocessedDataset]
+    others: list[Frame] = field(default_factory=list)
+
+    def find_identity(self, kinds: Iterable[str]) -> tuple[str, ...]:
+        """A fingerprint of each dataset, wherever it lies: size, cameras, and the options of these kinds of file."""
+        kinds = sorted({*kinds})
+        return tuple(root.find_identity(kinds) for root in self.roots.values())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,7 +83,7 @@ class Data:
 
 @dataclass
 class Split:
-    """The rule that divides frames into subsets. Weights files contain it, so that evaluation divides them alike."""
+    """The rule that divides frames into subsets when a run starts; from then on the run's record says what is where."""
 
     name: str
     seed: int
@@ -96,12 +108,79 @@ def read_split(data_options: Any) -> Split:
 
 
 def load_data(split: Split, roots: list[str] | None = None, limit: int | None = None) -> Data:
-    """Index preprocessed datasets (by default those of the split) and divide their frames; `limit`: per subset."""
-    frames, found = index_roots(roots or split.roots, split.views)
+    """Index preprocessed datasets (by default those of the split) and divide their frames by its rule; `limit`: per
+    subset. What a run was trained on is another question, see `load_recorded_data`."""
+    data = index_data(roots or split.roots, split.views)
+    subsets = split_frames(data.others, split.name, split.fractions, split.seed)
+    return Data({subset: members[:limit] for subset, members in subsets.items()}, data.roots)
+
+
+def load_recorded_data(record: Record, split: Split, roots: list[str] | None = None) -> Data:
+    """Index preprocessed datasets (by default those of the split), with the subsets that a run has recorded.
+
+    Recorded frames that the datasets do not have are left out, and frames that were not recorded are in no subset.
+    """
+    data = index_data(roots or split.roots, split.views)
+    by_name = {str(frame): frame for frame in data.others}
+    subsets = {
+        subset: [by_name[name] for name in record.subsets.get(subset, ()) if name in by_name] for subset in SUBSETS
+    }
+    recorded = {name for names in record.subsets.values() for name in names}
+    return Data(subsets, data.roots, [frame for name, frame in by_name.items() if name not in recorded])
+
+
+def index_data(roots: Sequence[str], views: Sequence[str]) -> Data:
+    """All frames of the views in preprocessed datasets, none of them in a subset; ValueError if there are none."""
+    frames, found = index_roots(roots, views)
     if not frames:
-        raise ValueError(f"no images of {', '.join(split.views)} in {', '.join(map(str, found))}")
-    subsets = split_frames(frames, split.name, split.fractions, split.seed)
-    return Data({subset: members[:limit] for subset, members in subsets.items()}, found)
+        raise ValueError(f"no images of {', '.join(views)} in {', '.join(map(str, found))}")
+    return Data({subset: [] for subset in SUBSETS}, found, frames)
+
+
+def find_labels(tasks: Mapping[str, Task], data: Data, views: Iterable[str]) -> dict[str, frozenset[Frame]]:
+    """Task -> the frames, of any subset, that have a label of it; files are listed and not opened."""
+    frames = [frame for members in [*data.subsets.values(), data.others] for frame in members]
+    return {name: index_labels(frames, task.kind, views) for name, task in tasks.items()}
+
+
+def check_recorded_data(
+    record: Record, data: Data, labels: Mapping[str, Collection[Frame]], kinds: Iterable[str]
+) -> list[str]:
+    """What has become of the data since a run recorded them, one line each, for a run that goes on with the record.
+
+    ValueError if a frame or label that it needs, for training or validation, is not there any more, or if the files of
+    these kinds were made with other options since.
+    """
+    if sorted(data.find_identity(kinds)) != sorted(record.identity):
+        raise ValueError(
+            f"{', '.join(map(str, data.roots))}: size, cameras or the options of a kind of label are not those of the "
+            "datasets this run started with: bring those back, or start another run with --run"
+        )
+    there = {str(frame) for members in data.subsets.values() for frame in members}
+    notes = []
+    where = ", ".join(map(str, data.roots))
+    for subset in SUBSETS:
+        missing = [name for name in record.subsets[subset] if name not in there]
+        if missing and subset != "test":  # the test frames have no part in a run
+            raise ValueError(
+                f"{len(missing)} {subset} frames of this run are not in {where} any more, such as {missing[0]}: put "
+                "them back, or start another run with --run"
+            )
+        if missing:
+            notes.append(f"{len(missing)} of {len(record.subsets[subset])} recorded {subset} frames are not in {where}")
+    needed = {*record.subsets["train"], *record.subsets["val"]}
+    for task, found in labels.items():
+        now, before = {str(frame) for frame in found}, set(record.labels[task])
+        if gone := sorted((before & needed) - now):
+            raise ValueError(
+                f"{len(gone)} labels of {task} that this run uses are not in {where} any more, such as that of "
+                f"{gone[0]}: make them again with preprocessing, or start another run with --run"
+            )
+        if added := (now & needed) - before:
+            notes.append(f"{len(added)} labels of {task} are new since this run started; they are left out")
+    if data.others:
+        notes.append(f"{len(data.others)} frames are new since this run started, or in none of its subsets: left out")
+    return notes
 
 
 def build_tasks(options: dict[str, Any], label_statistics: dict[str, dict] | None = None) -> dict[str, Task]:
@@ -109,18 +188,18 @@ def build_tasks(options: dict[str, Any], label_statistics: dict[str, dict] | Non
     return {name: TASKS[name](options[name], (label_statistics or {}).get(name)) for name in TASKS if name in options}
 
 
-def collect_label_statistics(tasks: dict[str, Task], frames: list[Frame]) -> None:
-    """Compute the label statistics of each task, on some hundred training labels where that is enough."""
-    for task in tqdm(tasks.values(), desc="fit constants", leave=False):
-        having = [frame for frame in frames if task.has_label(frame)]
-        if not having:
-            raise ValueError(
-                f"no training frame has a label for {task.name}: run its preprocessing script, or leave the task out "
-                f"(tasks.{task.name}=null)"
-            )
-        limit = task.labels_for_statistics or len(having)
-        step = max(1, len(having) // limit)
-        task.collect_statistics([task.load(frame) for frame in having[::step]])
+def collect_label_statistics(
+    tasks: Mapping[str, Task], having: Mapping[str, list[Frame]], protocol: Any, data: Data
+) -> None:
+    """Compute the label statistics of each task, on some hundred training labels where that is enough.
+
+    having: task -> the training frames, one or more, whose label of it is used. protocol: what is scored, as the
+    constant baseline is the best one under it.
+    """
+    for name, task in tqdm(tasks.items(), desc="fit constants", leave=False):
+        frames = having[name]
+        step = max(1, len(frames) // (task.labels_for_statistics or len(frames)))
+        task.collect_statistics([task.load(frame) for frame in frames[::step]], getattr(protocol, name))
 
 
 def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], load_pretrained: bool = True) -> nn.Module:
@@ -202,7 +281,43 @@ def list_changed(key: str, options: BaseModel) -> list[str]:
     return [f"{key}.{name}={value}" for name, value in values.items() if value != defaults[name]]
 
 
-def pick_device(name: str) -> torch.device:
+def find_ancestors(config: Any) -> tuple[str, ...] | None:
+    """The names of the frames that the weights a run starts from were trained on, by runs of this project; None if
+    such weights do not say."""
+    inherited: set[str] = set()
+    for given in (config.train.init, config.model.encoder.weights):
+        if given is None or not is_own_weights(find_weights(Path(given))):
+            continue
+        _, header = load_weights(find_weights(Path(given)))
+        record = Record.from_dict(header["record"]) if "record" in header else None
+        if record is None or record.inherited is None:
+            return None
+        inherited |= record.trained
+    return tuple(sorted(inherited))
+
+
+def initialise(net: nn.Module, init: str) -> list[str]:
+    """Copy the weights of a run into a network, as far as names and shapes fit; notes on what did not.
+
+    WrongUseError if nothing fits.
+    """
+    path = find_weights(Path(init))
+    found, _ = load_weights(path)
+    wanted = net.state_dict()
+    fitting = {name: tensor for name, tensor in found.items() if name in wanted and wanted[name].shape == tensor.shape}
+    if not fitting:
+        raise WrongUseError(f"train.init={init}: none of its {len(found)} tensors fits this network")
+    net.load_state_dict(fitting, strict=False)
+    missing = [name for name in wanted if name not in fitting]
+    notes = [f"{len(fitting)} of {len(wanted)} tensors start from {path}"]
+    if missing:
+        parts = Counter(".".join(name.split(".")[:2]) for name in missing)
+        listed = ", ".join(f"{part} {number}" for part, number in parts.items())
+        notes.append(f"{len(missing)} tensors start anew, because it has none of their name and shape: {listed}")
+    return notes
+
+
+def pick_device(name: str, option: str = "train.device") -> torch.device:
     """The device of this name; "auto": a GPU if there is one, else the CPU. WrongUseError if it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,20 +325,47 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise WrongUseError(f"train.device = {name!r}: {str(error).splitlines()[0]}") from error
+        raise WrongUseError(f"{option} = {name!r}: {str(error).splitlines()[0]}") from error
     return device
 
 
 @dataclass
 class Trained:
-    """A network from a weights file, in evaluation mode, with the contents of the file's header."""
+    """A network from a weights file, in evaluation mode, with the contents of the file's header.
+
+    `record` is None if the file does not say what the network was trained on.
+    """
 
     name: str
     net: nn.Module
     tasks: dict[str, Task]
     size: tuple[int, int]
     split: Split
+    record: Record | None
     header: dict[str, Any]
+
+    @property
+    def knows_frames(self) -> bool:
+        """Whether it is known which frames the network was trained on."""
+        return self.record is not None and self.record.inherited is not None
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The protocol of its own validation, as far as it concerns its tasks: "size" or "task.field" -> value."""
+        values = {}
+        for key, value in self.header.get("protocol", {}).items():
+            if isinstance(value, dict):
+                values |= {f"{key}.{field}": inner for field, inner in value.items() if key in self.tasks}
+            else:
+                values[key] = value
+        return values
+
+
+def load_trained_data(trained: Trained, roots: list[str] | None = None) -> Data:
+    """The frames in the subsets that a run has recorded, or, if its weights have no record, in those of its rule."""
+    if trained.record is None:
+        return load_data(trained.split, roots)
+    return load_recorded_data(trained.record, trained.split, roots)
 
 
 def find_weights(run: Path) -> Path:
@@ -253,7 +395,8 @@ def load_trained(run: Path, device: torch.device) -> Trained:
         split = Split(
             **{key: tuple(value) if isinstance(value, list) else value for key, value in header["split"].items()}
         )
+        record = Record.from_dict(header["record"]) if "record" in header else None
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this version of the code: {error}") from error
     name = path.parent.name if path.name == "best.safetensors" else path.stem
-    return Trained(name, net.to(device).eval(), tasks, size, split, header)
+    return Trained(name, net.to(device).eval(), tasks, size, split, record, header)

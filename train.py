@@ -6,16 +6,45 @@ Leaves a run folder, described in training/run.py.
 """
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+
+from tasks.options import OPTIONS
+from training.config import Config, ConfigError, load_config
+from training.stopping import StopFlag, StoppedError
+
+DONE, ERROR, WRONG_USE, STOPPED = 0, 1, 2, 75
+
+
+def read_arguments() -> tuple[Config, Path, bool]:
+    """The config, the run folder and --resume from the command line; exits for a mistake in them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, type=Path, help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace the file's")
+    parser.add_argument("--run", type=Path, help="run folder (default: runs/ and the name of the config)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder, if there is one")
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides, OPTIONS)
+    except ConfigError as error:
+        print(f"train: {error}", file=sys.stderr)
+        sys.exit(WRONG_USE)
+    return config, arguments.run or Path("runs") / config.run, arguments.resume
+
+
+if __name__ == "__main__":
+    # before the slow imports, so that help and mistakes take no time and no signal is missed
+    COMMAND = read_arguments()
+    STOP = StopFlag()
+
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from a2d2.dataset import Augmentation, FrameDataset
@@ -28,65 +57,146 @@ from experiment import (
     build_network,
     build_tasks,
     check_fit,
+    check_recorded_data,
     collect_label_statistics,
+    find_ancestors,
+    find_labels,
+    initialise,
     load_data,
+    load_recorded_data,
     pick_device,
     read_split,
 )
-from tasks import TASKS
 from tasks.task import Task
 from training.balancing import LossWeights, NonFiniteError, Normaliser, backward_cycle
-from training.config import Config, ConfigError, load_config
 from training.ema import EmaWeights
+from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches
+from training.record import Record
 from training.run import Run, RunState
 from training.sampling import CycleSampler, assign_labels, hash_assignment
-from training.stopping import StopFlag, StoppedError
 from training.updates import UPDATES
-
-DONE, ERROR, WRONG_USE, STOPPED = 0, 1, 2, 75
 
 
 @dataclass
 class Setup:
     """What a run trains on. `frames`: those of the training subset; `assignment`: task -> which of them, by index, have
-    a label of it that is used; `size`: (width, height) of the network's input."""
+    a label of it that is used; `labels`: task -> all frames whose label of it may be used; `size`: (width, height) of
+    the network's input."""
 
     config: Config
     device: torch.device
     tasks: dict[str, Task]
     split: Split
     data: Data
+    record: Record
     frames: list[Frame]
+    labels: dict[str, frozenset[Frame]]
     assignment: dict[str, list[int]]
     size: tuple[int, int]
 
 
-def prepare(config: Config) -> Setup:
-    """Config -> tasks, frames, labels; the tasks hold their label statistics. ValueError says what is missing."""
+def prepare(config: Config, record: Record | None = None) -> Setup:
+    """Config -> tasks, frames, labels; the tasks hold their label statistics. ValueError says what is missing.
+
+    With the record of a run that is resumed, frames, labels and statistics are those it started with.
+    """
     device = pick_device(config.train.device)
-    tasks = build_tasks(config.tasks)
+    if config.train.precision == "fp16" and device.type == "cpu":
+        raise WrongUseError("train.precision=fp16 is for a GPU; take fp32 or bf16 on the CPU")
+    tasks = build_tasks(config.tasks, record and dict(record.label_statistics))
     check_fit(config.model, tasks)  # mistakes in the config are reported before any file is read
     split = read_split(config.data)
-    data = load_data(split, limit=config.data.limit)
+    if record is None:
+        data = load_data(split, limit=config.data.limit)
+        labels = find_labels(tasks, data, split.views)
+        record = start_record(config, tasks, data, labels)
+        data = load_recorded_data(record, split)
+    else:
+        data = load_recorded_data(record, split)
+        labels = find_labels(tasks, data, split.views)
+        for note in check_recorded_data(record, data, labels, [task.kind for task in tasks.values()]):
+            tqdm.write(note)
+    by_name = {str(frame): frame for members in data.subsets.values() for frame in members}
+    labels = {name: frozenset(by_name[frame] for frame in record.labels[name] if frame in by_name) for name in tasks}
+    frames = data.subsets["train"]
+    assignment = assign_training_labels(config, frames, labels)
+    if hash_assignment(frames, assignment) != record.assignment:
+        raise ValueError(
+            "the labels that this run was trained on are assigned to tasks in another way now, so the code has "
+            "changed: finish the run with the version that began it, or start another with --run"
+        )
+    return Setup(
+        config, device, tasks, split, data, record, frames, labels, assignment, config.model.input_size or data.size
+    )
+
+
+def start_record(config: Config, tasks: dict[str, Task], data: Data, labels: dict[str, frozenset[Frame]]) -> Record:
+    """The record of a new run; the tasks get their label statistics, from the labels that are trained on alone."""
+    inherited = find_ancestors(config)
+    for subset in ("val", "test"):
+        kept = [frame for frame in data.subsets[subset] if str(frame) not in set(inherited or ())]
+        if left_out := len(data.subsets[subset]) - len(kept):
+            tqdm.write(f"{left_out} {subset} frames are left out: the run this one starts from was trained on them")
+        data.subsets[subset] = kept
+    if inherited is None:
+        tqdm.write("warning: nothing says which frames the given weights were trained on; validation may score them")
     frames = data.subsets["train"]
     if not frames:
-        raise ValueError(f"split {split.name!r} has no training frames in {', '.join(split.roots)}")
-    has_label = {name: [task.has_label(frame) for frame in frames] for name, task in tasks.items()}
-    assignment = assign_labels(has_label, config.data.labels, config.seed)
-    if unlabelled := [name for name, indices in assignment.items() if not indices]:
+        raise ValueError(f"split {config.data.split!r} has no training frames in {', '.join(map(str, data.roots))}")
+    assignment = assign_training_labels(config, frames, labels)
+    check_labels(config, frames, labels, assignment)
+    collect_label_statistics(
+        tasks, {name: [frames[index] for index in indices] for name, indices in assignment.items()},
+        config.evaluate.protocol, data,
+    )  # fmt: skip
+    everywhere = [frame for members in data.subsets.values() for frame in members]
+    return Record(
+        {subset: tuple(map(str, members)) for subset, members in data.subsets.items()},
+        {name: tuple(str(frame) for frame in everywhere if frame in found) for name, found in labels.items()},
+        {name: task.label_statistics for name, task in tasks.items()},
+        hash_assignment(frames, assignment),
+        data.find_identity([task.kind for task in tasks.values()]),
+        inherited,
+    )
+
+
+def assign_training_labels(
+    config: Config, frames: list[Frame], labels: dict[str, frozenset[Frame]]
+) -> dict[str, list[int]]:
+    """Task -> the training frames, by index, whose label of it the regime uses."""
+    has_label = {name: [frame in found for frame in frames] for name, found in labels.items()}
+    return assign_labels(has_label, config.data.labels, config.seed)
+
+
+def check_labels(
+    config: Config, frames: list[Frame], labels: dict[str, frozenset[Frame]], assignment: dict[str, list[int]]
+) -> None:
+    """ValueError, with what to do, if a task has no training label."""
+    counts = {name: sum(frame in found for frame in frames) for name, found in labels.items()}
+    if bare := [name for name, number in counts.items() if not number]:
         raise ValueError(
-            f"no training frame has a label for {', '.join(unlabelled)} (data.labels={config.data.labels}): run the "
-            f"preprocessing scripts, or leave tasks out (tasks.{unlabelled[0]}=null)"
+            f"no training frame has a label for {', '.join(bare)}: run the preprocessing scripts, or leave the task "
+            f"out (tasks.{bare[0]}=null)"
         )
-    collect_label_statistics(tasks, frames)
-    return Setup(config, device, tasks, split, data, frames, assignment, config.model.input_size or data.size)
+    if starved := [name for name, indices in assignment.items() if not indices]:
+        listed = ", ".join(f"{name} {number}" for name, number in counts.items())
+        raise ValueError(
+            f"data.labels={config.data.labels} leaves no training frame for {', '.join(starved)}, of {len(frames)} "
+            f"frames with these labels: {listed}. Take another regime, or leave a task out"
+        )
 
 
-def build_state(setup: Setup) -> RunState:
-    """The network, its EMA, its optimizers and its loss weights, as they are before the first step."""
+def build_state(setup: Setup, load_pretrained: bool = True) -> RunState:
+    """The network, its EMA, its optimizers and its loss weights, as they are before the first step.
+
+    Without `load_pretrained` the weights are those of no file, because a checkpoint follows."""
     config, device = setup.config, setup.device
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    net = build_network(config.model, setup.tasks, setup.size).to(device, memory_format=memory_format)
+    net = build_network(config.model, setup.tasks, setup.size, load_pretrained)
+    if config.train.init is not None and load_pretrained:
+        for note in initialise(net, config.train.init):
+            tqdm.write(note)
+    net = net.to(device, memory_format=memory_format)
     ema = None if config.train.ema is None else EmaWeights(net, **config.train.ema.model_dump())
     normaliser = Normaliser(setup.tasks)
     backward = partial(
@@ -103,12 +213,17 @@ def build_state(setup: Setup) -> RunState:
     return RunState(net, ema, update, balance, normaliser)
 
 
-def set_determinism(config: Config) -> None:
-    """Seed PyTorch, and choose how it treats operations that may differ between two runs."""
+def set_determinism(config: Config, device: torch.device) -> None:
+    """Seed PyTorch, and choose how it treats operations that may differ between two runs.
+
+    Determinism is free on the CPU. On a GPU it has a price, as every resize of a map is then made of many small
+    operations, so there it has to be asked for.
+    """
     torch.manual_seed(config.seed)
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=config.deterministic == "warn")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs much, and nothing here reads such memory
+    wanted = device.type == "cpu" if config.deterministic == "auto" else bool(config.deterministic)
+    torch.use_deterministic_algorithms(wanted, warn_only=config.deterministic is not True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs much, and nothing here reads such memory
+    warnings.filterwarnings("once", message=".*deterministic")
 
 
 def choose_autocast(precision: str, device: torch.device):
@@ -120,24 +235,22 @@ def choose_autocast(precision: str, device: torch.device):
 
 
 def load_cycles(setup: Setup, first_step: int) -> Iterator[list[dict[str, Any]]]:
-    """The micro-batches of each step from `first_step` (from 0) to the last, loaded by `data.workers` processes."""
+    """The micro-batches of each step from `first_step` (from 0) to the last, loaded by `data.workers` processes.
+
+    `seed` of a micro-batch is a function of the config's seed, the step, and its number in the step: what layers draw
+    is then the same in a run that was resumed.
+    """
     options = setup.config.data
     train = setup.config.train
     sampler = CycleSampler(
         setup.assignment, options.labels, train.micro_batch, train.cycle, setup.config.seed, first_step, train.steps
     )
     augmentation = Augmentation(**options.augment.model_dump())
-    dataset = FrameDataset(setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=dataset.collate,
-        num_workers=options.workers,
-        pin_memory=setup.device.type == "cuda",
-        prefetch_factor=4 if options.workers else None,
-    )
-    batches = iter(loader)
-    return ([next(batches) for _ in range(sampler.batches_per_step)] for _ in range(first_step, train.steps))
+    dataset = FrameDataset(setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation, labels=setup.labels)
+    batches = load_batches(dataset, options.workers, setup.device, batch_sampler=sampler)
+    for step in range(first_step, train.steps):
+        seeds = random.Random(f"layers {setup.config.seed} {step}")
+        yield [next(batches) | {"seed": seeds.getrandbits(63)} for _ in range(sampler.batches_per_step)]
 
 
 def validate(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
@@ -149,9 +262,11 @@ def validate(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
         workers = min(setup.config.data.workers, 2)
         scores = evaluate(
             state.validated_net, setup.tasks, frames, setup.data, setup.size, setup.device, options.micro_batch,
-            workers, stop.check,
+            workers, stop.check, options.protocol, setup.labels,
         )  # fmt: skip
         run.log.event("evaluate", progress.step, **flatten_scores(scores))
+        for score in scores.values():
+            del score["scored_frames"]  # they are in the record
     skill = mean_skill(scores)
     # without scores, the last weights are kept
     if skill is None or progress.best_skill is None or skill > progress.best_skill:
@@ -162,54 +277,75 @@ def validate(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
     progress.validated = True
 
 
-def train(config: Config, folder: Path, resume: bool) -> None:
+def train(config: Config, folder: Path, resume: bool, stop: StopFlag | None = None) -> None:
     """The whole run, from the config to the best weights; StoppedError after a signal."""
-    stop = StopFlag()
-    set_determinism(config)
-    setup = prepare(config)
-    state = build_state(setup)
+    stop = stop or StopFlag()
+    set_determinism(config, pick_device(config.train.device))
     run = Run(folder, config, resume)
-    run.restore(state)
-    print_start(setup, state)
     try:
+        if run.progress.step == config.train.steps and run.progress.validated:
+            tqdm.write(f"{folder} is finished: all {config.train.steps} steps are done")
+            return
+        setup = prepare(config, run.record)
+        state = build_state(setup, load_pretrained=not run.progress.step)
+        run.start(setup.record, state)
+        print_start(setup, state)
         run_steps(setup, state, run, stop)
-    except StoppedError:
-        run.save(state)
-        raise
-    except NonFiniteError as error:
-        raise NonFiniteError(f"step {state.progress.step + 1}: {error}; the weights are those before it") from error
     finally:
         run.close()
 
 
 def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
-    """The training loop, from the step that `state` has reached to the last."""
+    """The training loop, from the step that `state` has reached to the last; whatever ends it, its work is kept."""
     options, progress = setup.config.train, state.progress
     cycles = load_cycles(setup, progress.step)
-    if not progress.validated:
-        validate(setup, state, run, stop)
-    for step in tqdm(range(progress.step, options.steps), initial=progress.step, total=options.steps):
-        stop.check()
-        cycle = next(cycles)
-
-        # a step: gradients of all tasks, one update
-        state.net.train()
-        losses, measures = state.update.step(step, cycle, state.balance.weights())
-        state.balance.observe(losses)
-        progress.step = step + 1
-        if state.ema is not None:
-            state.ema.update(state.net, step + 1)
-
-        # once in a while: log, validate, save
-        last = progress.step == options.steps
-        if progress.step % options.log_every == 0 or last:
-            losses = {f"loss/{name}": loss for name, loss in losses.items()}
-            run.log.event("train", progress.step, **losses, **measures)
-        if progress.step % options.evaluate_every == 0 or last:
-            progress.validated = False
+    between_steps = True
+    try:
+        if not progress.validated:
             validate(setup, state, run, stop)
-        if progress.step % options.save_every == 0 or last:
             run.save(state)
+        for step in tqdm(range(progress.step, options.steps), initial=progress.step, total=options.steps):
+            stop.check()
+            cycle = next(cycles)
+
+            # a step: gradients of all tasks, one update
+            between_steps = False
+            state.net.train()
+            losses, measures = state.update.step(step, cycle, state.balance.weights())
+            state.balance.observe(losses)
+            progress.step = step + 1
+            if state.ema is not None:
+                state.ema.update(state.net, step + 1)
+            between_steps = True
+
+            # once in a while: log, save, validate; saving comes first, because validation reads other files
+            last = progress.step == options.steps
+            progress.validated = not (last or progress.step % options.evaluate_every == 0)
+            if progress.step % options.log_every == 0 or last:
+                losses = {f"loss/{name}": loss for name, loss in losses.items()}
+                run.log.event("train", progress.step, **losses, **measures)
+            if not progress.validated or progress.step % options.save_every == 0:
+                run.save(state)
+            if not progress.validated:
+                validate(setup, state, run, stop)
+        run.save(state)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"step {progress.step + 1}: {error}; the weights are those before it") from error
+    except Exception as error:
+        if between_steps:
+            save_after(error, state, run)
+        raise
+
+
+def save_after(error: Exception, state: RunState, run: Run) -> None:
+    """Keep the work of a run that an error ends; if that fails, too, the checkpoint before stays the newest."""
+    try:
+        run.save(state)
+    except OSError as second:
+        tqdm.write(f"train: step {state.progress.step} could not be saved: {second}", file=sys.stderr)
+    else:
+        if not isinstance(error, StoppedError):
+            tqdm.write(f"train: step {state.progress.step} is saved, --resume goes on from there", file=sys.stderr)
 
 
 def flatten_scores(scores: Scores) -> dict[str, float]:
@@ -231,8 +367,10 @@ def describe_model(setup: Setup) -> dict[str, Any]:
             str(path): {view: matrix.tolist() for view, matrix in root.cameras.items()}
             for path, root in setup.data.roots.items()
         },
-        "split": dataclasses.asdict(setup.split),
-        "assignment": hash_assignment(setup.frames, setup.assignment),
+        "split": asdict(setup.split),
+        "record": setup.record.to_dict(with_labels=False),
+        "protocol": setup.config.evaluate.protocol.model_dump(mode="json"),
+        "assignment": setup.record.assignment,
     }
 
 
@@ -246,31 +384,28 @@ def print_start(setup: Setup, state: RunState) -> None:
     tqdm.write(f"{parameters / 1e6:.1f} M parameters on {setup.device}; frames: {sizes}; training labels: {labels}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", required=True, type=Path, help="YAML file; see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace the file's")
-    parser.add_argument("--run", type=Path, help="run folder (default: runs/ and the name of the config)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder, if there is one")
-    arguments = parser.parse_intermixed_args()
+def main(command: tuple[Config, Path, bool] | None = None, stop: StopFlag | None = None) -> int:
+    config, folder, resume = command or read_arguments()
     try:
-        config = load_config(
-            arguments.config, arguments.overrides, {name: task.Options for name, task in TASKS.items()}
-        )
-        folder = arguments.run or Path("runs") / config.run
-        train(config, folder, arguments.resume)
-    except (ConfigError, WrongUseError) as error:
+        train(config, folder, resume, stop)
+    except WrongUseError as error:
         print(f"train: {error}", file=sys.stderr)
         return WRONG_USE
     except StoppedError:
         print(f"train: stopped; the same command with --resume goes on from {folder}", file=sys.stderr)
         return STOPPED
-    except (OSError, ValueError, NonFiniteError) as error:
+    except (OSError, ValueError, NonFiniteError, WorkerError) as error:
         print(f"train: {error}", file=sys.stderr)
         return ERROR
-    print(f"best weights: {folder / 'best.safetensors'}")
+    except (RuntimeError, MemoryError) as error:
+        if (explanation := explain_memory(error) or explain_worker_death(error)) is None:
+            raise
+        print(f"train: {explanation}", file=sys.stderr)
+        return ERROR
+    if (folder / "best.safetensors").exists():
+        print(f"best weights: {folder / 'best.safetensors'}")
     return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(COMMAND, STOP))

@@ -4,19 +4,43 @@ python visualize.py runs/demo [runs/other ...] [--split val] [--frames scene/vie
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
+
+from training.arguments import count
+from training.stopping import exit_on_interrupt
+
+DONE, ERROR, WRONG_USE = 0, 1, 2
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
+    parser.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="frames to draw")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="else: frames of this subset")
+    parser.add_argument("--count", type=count, default=6, help="else: how many of them")
+    parser.add_argument("--data", help="preprocessed dataset (default: that of the first run)")
+    parser.add_argument("--output", type=Path, help="folder for the pictures (default: panels/ in the first run)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    # before the slow imports, so that help and mistakes take no time and Ctrl-C no traceback
+    exit_on_interrupt("visualize")
+    ARGUMENTS = read_arguments()
+
+import math
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from a2d2.dataset import FrameDataset
+from a2d2.dataset import DatasetError, FrameDataset
 from a2d2.frames import Frame, parse_frame
 from a2d2.images import encode_png, write_bytes
-from experiment import Data, Trained, WrongUseError, load_data, load_trained, pick_device
+from experiment import Data, Trained, WrongUseError, load_trained, load_trained_data, pick_device
 from tasks.drawing import write_text
 
 LEAST_WIDTH = 480  # pixels of a field
@@ -25,7 +49,7 @@ LEAST_WIDTH = 480  # pixels of a field
 def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -> list[Frame]:
     """The named frames, else evenly spaced ones of the subset: of each stretch the frame with the most labels."""
     if arguments.frames:
-        available = {frame: frame for members in data.subsets.values() for frame in members}
+        available = {frame: frame for members in [*data.subsets.values(), data.others] for frame in members}
         wanted = [parse_frame(text) for text in arguments.frames]
         if missing := [str(frame) for frame in wanted if frame not in available]:
             raise ValueError(f"no image of {', '.join(missing)} in {', '.join(map(str, data.roots))}")
@@ -73,34 +97,31 @@ def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.devi
     return np.concatenate(rows, axis=0)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
-    parser.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="frames to draw")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="else: frames of this subset")
-    parser.add_argument("--count", type=int, default=6, help="else: how many of them")
-    parser.add_argument("--data", help="preprocessed dataset (default: that of the first run)")
-    parser.add_argument("--output", type=Path, help="folder for the pictures (default: panels/ in the first run)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace | None = None) -> int:
+    arguments = arguments or read_arguments()
     try:
-        device = pick_device(arguments.device)
+        device = pick_device(arguments.device, "--device")
         runs = [load_trained(run, device) for run in arguments.runs]
-        data = load_data(runs[0].split, [arguments.data] if arguments.data else None)
+        try:
+            data = load_trained_data(runs[0], [arguments.data] if arguments.data else None)
+        except DatasetError as error:
+            raise ValueError(str(error).replace("data.roots", "--data")) from error
         first = arguments.runs[0]
         output = arguments.output or (first if first.is_dir() else first.parent) / "panels"
+        if output.exists() and not output.is_dir():
+            raise WrongUseError(f"--output {output} is a file; name a folder for the pictures")
         for frame in tqdm(choose_frames(data, runs[0], arguments), desc="draw", unit="frame"):
             path = output / f"{str(frame).replace('/', '_')}.png"
             write_bytes(path, encode_png(draw_panel(frame, data, runs, device)))
     except WrongUseError as error:
         print(f"visualize: {error}", file=sys.stderr)
-        return 2
+        return WRONG_USE
     except (OSError, ValueError) as error:
         print(f"visualize: {error}", file=sys.stderr)
-        return 1
+        return ERROR
     print(f"pictures in {output}")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(ARGUMENTS))

@@ -3,9 +3,11 @@
 Reads preprocessed datasets, as the scripts in preprocessing/ write them. The caller passes the tasks.
 """
 
+import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,12 +147,20 @@ class Augmentation:
 @dataclass(frozen=True)
 class PreprocessedDataset:
     """A preprocessed dataset as its dataset.json describes it: `size` (width, height), pinhole matrices of all
-    cameras by view, and the kind of its images ("image" or "image_lossless")."""
+    cameras by view, the kind of its images ("image" or "image_lossless"), and the options that each kind of file was
+    made with."""
 
     path: Path
     size: tuple[int, int]
     cameras: dict[str, np.ndarray]
     image_kind: str
+    options: dict[str, Any]
+
+    def find_identity(self, kinds: Sequence[str]) -> str:
+        """A fingerprint of the size, the cameras and the options of these kinds of file, and of the images."""
+        cameras = {name: matrix.tolist() for name, matrix in sorted(self.cameras.items())}
+        content = [list(self.size), cameras, {kind: self.options.get(kind) for kind in ("camera", *kinds)}]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def read_dataset(path: str | Path) -> PreprocessedDataset:
@@ -170,7 +180,8 @@ def read_dataset(path: str | Path) -> PreprocessedDataset:
         raise DatasetError(f"{path}/dataset.json cannot be read ({error!r}); run preprocessing again") from error
     if camera_options is None:
         raise DatasetError(f"{path} has no images: run preprocessing/camera.py for it")
-    return PreprocessedDataset(path, size, cameras, "image" if camera_options["format"] == "jpg" else "image_lossless")
+    image_kind = "image" if camera_options["format"] == "jpg" else "image_lossless"
+    return PreprocessedDataset(path, size, cameras, image_kind, content["kinds"])
 
 
 def index_roots(
@@ -194,11 +205,24 @@ def index_roots(
     return sorted(frame.under(path) for frame, path in owner.items()), roots
 
 
+def index_labels(frames: Iterable[Frame], kind: str, views: Iterable[str]) -> frozenset[Frame]:
+    """Those of the frames that have a derived file of this kind in the root they lie in; files are not opened."""
+    by_root: dict[Path, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        by_root[frame.root].append(frame)
+    views = tuple(views)
+    found: set[Frame] = set()
+    for root, members in by_root.items():
+        found |= set(members).intersection(list_frames(root, kind, views))
+    return frozenset(found)
+
+
 class FrameDataset(Dataset):
     """Samples by index, or by (index, seed, task names).
 
     With a seed the frame is augmented by a random generator with this seed, so a sample depends on its index and seed
     only, not on the worker that loads it. Only the labels of the named tasks are loaded; by default those of all tasks.
+    With `labels`, task -> frames, a label is loaded only where it says so, and DatasetError if it is not there then.
 
     A sample is a dict:
         image     uint8 (3, H, W), RGB, at the training size
@@ -217,6 +241,7 @@ class FrameDataset(Dataset):
         size: tuple[int, int] | None = None,
         augmentation: Augmentation | None = None,
         target_size: tuple[int, int] | None = None,
+        labels: Mapping[str, Collection[Frame]] | None = None,
     ):
         """`size`: (width, height) of images, by default that of the datasets; `target_size`: of targets, by default
         `size`."""
@@ -227,6 +252,17 @@ class FrameDataset(Dataset):
         self.size = size or self.source
         self.target_size = target_size or self.size
         self.augmentation = augmentation or Augmentation()
+        self.labels = labels
+
+    def _load_label(self, name: str, frame: Frame) -> Any | None:
+        if self.labels is None:
+            return self.tasks[name].load(frame)
+        if frame not in self.labels[name]:
+            return None
+        label = self.tasks[name].load(frame)
+        if label is None:
+            raise DatasetError(f"{frame.path(self.tasks[name].kind)} has vanished; run preprocessing again")
+        return label
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -250,7 +286,7 @@ class FrameDataset(Dataset):
 
         targets, labelled = {}, {}
         for name, task in self.tasks.items():
-            label = task.load(frame) if name in names else None
+            label = self._load_label(name, frame) if name in names else None
             targets[name] = task.blank(self.target_size) if label is None else task.transform(label, target_geometry)
             labelled[name] = torch.tensor(label is not None)
         camera = geometry.map_camera(root.cameras[frame.view])

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from evaluate import Scores, evaluate
-from experiment import KINDS, load_data, load_trained
+from experiment import KINDS, load_trained, load_trained_data
 from tasks import TASKS
 from train import train
 from training.config import Config, ConfigError, load_config
@@ -60,7 +60,7 @@ def make_configs(specialist: Path) -> tuple[str, dict[str, Config]]:
 def score(folder: Path, subset: str) -> tuple[Scores, int]:
     """A run's scores on its own data, and its parameters."""
     trained = load_trained(folder, torch.device("cpu"))
-    data = load_data(trained.split)
+    data = load_trained_data(trained)
     scores = evaluate(trained.net, trained.tasks, data.subsets[subset], data, trained.size, torch.device("cpu"))
     return scores, sum(parameter.numel() for parameter in trained.net.parameters())
 

@@ -15,7 +15,7 @@ import cv2
 import torch
 
 from a2d2.images import encode_jpeg, write_bytes
-from experiment import load_data, load_trained
+from experiment import load_trained, load_trained_data
 from visualize import choose_frames, draw_panel
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cpu")
     trained = load_trained(arguments.run, device)
-    data = load_data(trained.split)
+    data = load_trained_data(trained)
     (frame,) = choose_frames(data, trained, arguments)
     panel = draw_panel(frame, data, [trained], device)
     size = (arguments.width, round(panel.shape[0] * arguments.width / panel.shape[1]))

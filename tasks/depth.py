@@ -7,7 +7,6 @@ import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,24 +16,10 @@ from a2d2.images import read_depth_png
 from a2d2.lidar import DEPTH_SCALE
 from models.heads import DepthHead
 from tasks.drawing import blend, write_text
-from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file, widen
+from tasks.options import DepthOptions, DepthProtocol
+from tasks.task import Metrics, Task, load_file, widen
 
 RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for AbsRel by distance
-
-
-class DepthHeadOptions(HeadOptions):
-    reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
-    width: PositiveInt = Field(64, description="channels of its convolutions")
-    layers: PositiveInt = Field(2, description="number of residual blocks")
-    bins: NonNegativeInt = Field(0, description="0: regress log-depth; else a softmax over so many log-depths")
-
-
-class DepthOptions(TaskOptions):
-    cap: PositiveFloat = Field(80.0, description="metres; farther points are used neither in training nor in scores")
-    silog_lambda: float = Field(
-        0.5, ge=0, le=1, description="1: the loss ignores the scale of an image; 0: it does not"
-    )
-    head: DepthHeadOptions = DepthHeadOptions()
 
 
 def silog_losses(
@@ -120,10 +105,11 @@ class Depth(Task):
         depth = torch.from_numpy(geometry.splat_nearest(label))
         return depth if geometry.zoom == 1 else depth / geometry.zoom
 
-    def find_constant(self, labels: Iterable[Any]) -> float | None:
+    def find_constant(self, labels: Iterable[Any], protocol: DepthProtocol | None = None) -> float | None:
         """The depth that minimises AbsRel: the median of all points, weighted by 1 / (depth * points of the image)."""
+        cap = (protocol or DepthProtocol()).cap
         depths, weights = np.zeros(0), np.zeros(0)
-        points = [label[(label > 0) & (label <= self.options.cap)].astype(np.float64) for label in labels]
+        points = [label[(label > 0) & (label <= cap)].astype(np.float64) for label in labels]
         if points:
             depths = np.concatenate(points)
             weights = np.concatenate([1 / (valid * max(len(valid), 1)) for valid in points])
@@ -165,8 +151,8 @@ class Depth(Task):
             output = F.interpolate(output[:, None], size=shape, mode="bilinear", align_corners=False)[:, 0]
         return output.float().exp()
 
-    def metrics(self) -> DepthMetrics:
-        return DepthMetrics(self.options.cap)
+    def metrics(self, protocol: DepthProtocol | None = None) -> DepthMetrics:
+        return DepthMetrics((protocol or DepthProtocol()).cap)
 
     def _color(self, metres: np.ndarray) -> np.ndarray:
         """Colours from bright (near) to dark (far), evenly in log-depth from 3 m to the cap."""

@@ -9,17 +9,15 @@ are neither positive nor background in the loss, and crowd in the metric. The me
 the size.
 """
 
-import difflib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
@@ -32,7 +30,8 @@ from a2d2.frames import Frame
 from models.heads import DenseDetectionHead, DetectionOutput, count_cells, locate_cells, spread_strides
 from models.thesis import CELL, BoxGridHead, BoxGridOutput
 from tasks.drawing import write_text
-from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_json
+from tasks.options import DetectionOptions, DetectionProtocol
+from tasks.task import Metrics, Task, load_json
 
 PADDING, IGNORED = -1, -2  # classes of rows of a target that are no box, and of ignored boxes
 CENTRE_RADIUS = 1.5  # locations within so many strides of a box's centre predict it
@@ -42,62 +41,6 @@ SLOTS = 10  # of a cell of the box grid
 COORDINATES, BACKGROUND = 5.0, 0.5  # weights of two terms of the box grid's loss, as in YOLO's
 
 Target = dict[str, Tensor]
-
-
-class DetectionHeadOptions(HeadOptions):
-    reads: tuple[str, ...] = Field(
-        ("neck.8", "neck.16", "neck.32", "neck.64", "neck.128"), description="features the head reads"
-    )
-    width: PositiveInt = Field(128, description="channels of its two towers")
-    layers: PositiveInt = Field(4, description="convolutions of each tower")
-
-
-def check_classes(value: Any) -> Any:
-    """The name of a grouping, or disjoint, non-empty groups of A2D2's classes; ValueError for anything else."""
-    if isinstance(value, str) and value in OBJECT_GROUPINGS:
-        return value
-    if not (isinstance(value, dict) and value and all(isinstance(group, list | tuple) for group in value.values())):
-        raise ValueError(f"must be {', '.join(OBJECT_GROUPINGS)}, or a mapping {{group: [class, ...], ...}}")
-    group_of: dict[int, str] = {}
-    for group, members in value.items():
-        if not members:
-            raise ValueError(f"group {group} is empty: name its classes, or leave it out")
-        for member in members:
-            found = find_object_class(str(member))
-            if found is None:
-                near = difflib.get_close_matches(str(member), OBJECT_CLASSES, n=1)
-                meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(OBJECT_CLASSES)}"
-                raise ValueError(f"group {group} has the unknown class '{member}'; {meant}")
-            if found in group_of:
-                raise ValueError(f"'{member}' is in {group_of[found]} and again in {group}: leave it in one of them")
-            group_of[found] = group
-    return {group: tuple(members) for group, members in value.items()}
-
-
-class DetectionOptions(TaskOptions):
-    box_coder: Literal["dense", "grid"] = Field(
-        "dense", description="dense: FCOS, a prediction at every location; grid: the thesis's coarse grid of boxes"
-    )
-    classes: Annotated[str | dict[str, tuple[str, ...]], BeforeValidator(check_classes)] = Field(
-        "merged",
-        description="all: A2D2's 14; merged: five groups; object: one class; or {group: [class, ...], ...}, where "
-        "boxes of classes in no group are ignored",
-    )
-    min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are ignored")
-    min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are ignored")
-    max_boxes: PositiveInt = Field(64, description="training uses at most so many boxes of a frame, the largest")
-    score_threshold: float = Field(0.05, ge=0, le=1, description="predictions with a lower score are dropped")
-    nms_threshold: float = Field(
-        0.6, ge=0, le=1, description="IoU above which the lower-scoring of two predictions of a class is dropped"
-    )
-    head: DetectionHeadOptions = DetectionHeadOptions()
-
-    @field_validator("head")
-    @classmethod
-    def check_head(cls, head, info):
-        if info.data.get("box_coder") == "grid" and head != DetectionHeadOptions():
-            raise ValueError("is for box_coder: dense; the box grid's head has no options, so leave it out")
-        return head
 
 
 def match_locations(
@@ -343,8 +286,8 @@ class DetectionMetrics(Metrics):
     truth, one prediction can match many boxes, and false positives and wrong classes have no cost.
     """
 
-    def __init__(self, names: tuple[str, ...], min_size: float):
-        self.names, self.min_size = names, min_size
+    def __init__(self, names: tuple[str, ...], protocol: DetectionProtocol):
+        self.names, self.protocol = names, protocol
         # COCO's own thresholds, in double precision: the library's default ones are rounded to float32
         self.average = MeanAveragePrecision(
             backend="faster_coco_eval",
@@ -358,24 +301,28 @@ class DetectionMetrics(Metrics):
     def update(self, prediction: list[dict[str, Tensor]], target: Target) -> None:
         for row, image_prediction in enumerate(prediction):
             boxes = image_prediction["boxes"].cpu()
-            large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= self.min_size if len(boxes) else torch.zeros(0).bool()
-            predicted = {key: image_prediction[key].cpu()[large] for key in ("boxes", "scores", "labels")}
+            predicted = {key: image_prediction[key].cpu()[self._are_large(boxes)] for key in image_prediction}
             truth_boxes, classes = target["boxes"][row].cpu(), target["classes"][row].cpu()
-            known = target["known"][row].cpu()
-            wanted, foreign = known >= 0, (classes == IGNORED) & (known < 0)
+            known, visible = target["known"][row].cpu(), target["visible"][row].cpu()
+            wanted, foreign = known >= 0, (classes != PADDING) & (known < 0)
+            scored = wanted & self._are_large(truth_boxes) & (visible >= self.protocol.min_visible)
             # a box of unknown class may contain any object, so it is a crowd of every class
             every = torch.arange(len(self.names)).repeat_interleave(int(foreign.sum()))
             truth = {
                 "boxes": torch.cat([truth_boxes[wanted], truth_boxes[foreign].repeat(len(self.names), 1)]),
                 "labels": torch.cat([known[wanted], every]),
-                "iscrowd": torch.cat([(classes[wanted] == IGNORED).long(), torch.ones_like(every)]),
+                "iscrowd": torch.cat([(~scored[wanted]).long(), torch.ones_like(every)]),
             }
             self.average.update([predicted], [truth])
-            boxes = truth_boxes[classes >= 0]
+            boxes = truth_boxes[scored]
             if len(boxes):
                 top_scoring = predicted["boxes"][predicted["scores"].argsort(descending=True)[: len(boxes)]]
                 overlaps = box_iou(boxes, top_scoring)
                 self.best_ious.append(float(overlaps.amax(dim=1).mean()) if len(top_scoring) else 0.0)
+
+    def _are_large(self, boxes: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:
+        """Whether both sides are as long as the protocol asks for."""
+        return ((boxes[:, 2:] - boxes[:, :2]) >= self.protocol.min_size).all(dim=1)
 
     def compute(self) -> dict[str, float | None]:
         if not self.best_ious:
@@ -395,7 +342,8 @@ class Detection(Task):
 
     Target, N >= max_boxes rows, as many as the label needs, the largest boxes first: `boxes` float32 (N, 4) edges
     x1, y1, x2, y2 in pixels; `classes` int64 (N,), PADDING for no box, IGNORED for an ignored box; `known` int64 (N,),
-    the class also of ignored boxes, -1 if unknown; `size` int64 (2,), the (width, height) of the image.
+    the class also of ignored boxes, -1 if unknown; `visible` float32 (N,), the visible share; `size` int64 (2,), the
+    (width, height) of the image.
     """
 
     name: ClassVar[str] = "detection"
@@ -428,6 +376,7 @@ class Detection(Task):
             "boxes": torch.zeros(rows, 4),
             "classes": torch.full((rows,), PADDING),
             "known": torch.full((rows,), -1),
+            "visible": torch.ones(rows),
             "size": torch.tensor(size),
         }
 
@@ -448,6 +397,7 @@ class Detection(Task):
         target["boxes"][: len(order)] = torch.from_numpy(clipped[order]).float()
         target["classes"][: len(order)] = torch.from_numpy(np.where(counts, known, IGNORED)[order])
         target["known"][: len(order)] = torch.from_numpy(known[order])
+        target["visible"][: len(order)] = torch.from_numpy(visible[order]).float()
         return target
 
     def collate(self, targets: list[Target]) -> Target:
@@ -469,7 +419,7 @@ class Detection(Task):
         rows = self.options.max_boxes
         return {name: value if name == "size" else value[:, :rows] for name, value in target.items()}
 
-    def collect_statistics(self, labels: Iterable[Any]) -> None:
+    def collect_statistics(self, labels: Iterable[Any], protocol: DetectionProtocol | None = None) -> None:
         """Only the constant baseline; frames with more boxes than training uses are reported as a warning."""
         counts = [len(label) for label in labels]
         fuller = sum(count > self.options.max_boxes for count in counts)
@@ -481,7 +431,7 @@ class Detection(Task):
             )
         self.label_statistics = {"constant": self.find_constant(counts)}
 
-    def find_constant(self, labels: Iterable[Any]) -> str:
+    def find_constant(self, labels: Iterable[Any], protocol: DetectionProtocol | None = None) -> str:
         return "no box"
 
     def predict_constant(self, target: Target) -> list[dict[str, Tensor]]:
@@ -519,8 +469,12 @@ class Detection(Task):
             predictions.append({"boxes": found[kept] * scale, "scores": best[kept], "labels": label[kept]})
         return predictions
 
-    def metrics(self) -> DetectionMetrics:
-        return DetectionMetrics(self.names, self.options.min_size)
+    def list_classes(self, classes: str | dict[str, tuple[str, ...]]) -> dict[str, set[int | None]]:
+        groups = OBJECT_GROUPINGS[classes] if isinstance(classes, str) else classes
+        return {group: {find_object_class(member) for member in members} for group, members in groups.items()}
+
+    def metrics(self, protocol: DetectionProtocol | None = None) -> DetectionMetrics:
+        return DetectionMetrics(self.names, protocol or DetectionProtocol())
 
     def _draw_box(self, picture: np.ndarray, box: list[float], color: tuple[int, int, int], text: str) -> None:
         x1, y1, x2, y2 = (round(value) for value in box)

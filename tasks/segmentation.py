@@ -2,12 +2,11 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, UInt8
-from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -17,29 +16,10 @@ from a2d2.dataset import Geometry
 from a2d2.frames import Frame
 from models.heads import MapHead
 from tasks.drawing import blend
-from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_file, widen
+from tasks.options import SegmentationOptions, TaskProtocol
+from tasks.task import Metrics, Task, load_file, widen
 
 LEAST_SHARE = 1e-3  # of the training pixels: rarer classes are weighted like a class with this share
-
-
-class SegmentationHeadOptions(HeadOptions):
-    reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
-    width: PositiveInt = Field(128, description="channels of its convolutions")
-    layers: PositiveInt = Field(1, description="3x3 convolutions on the summed levels")
-
-
-class SegmentationOptions(TaskOptions):
-    classes: Literal["paper", "all"] = Field("paper", description="paper: the authors' 19 classes; all: A2D2's 38")
-    class_balance: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="weight classes by (share of the training pixels, at least 1e-3) ** -class_balance; "
-        "0: equal weights",
-    )
-    lovasz: NonNegativeFloat = Field(0.0, description="weight of the Lovasz-Softmax term beside the cross-entropy")
-    dice: NonNegativeFloat = Field(0.0, description="weight of the Dice term beside the cross-entropy")
-    head: SegmentationHeadOptions = SegmentationHeadOptions()
 
 
 def measure_lovasz(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
@@ -135,7 +115,7 @@ class Segmentation(Task):
     def transform(self, label: UInt8[np.ndarray, "h w"], geometry: Geometry) -> UInt8[Tensor, "H W"]:
         return torch.from_numpy(geometry.sample_nearest(label))
 
-    def collect_statistics(self, labels: Iterable[Any]) -> None:
+    def collect_statistics(self, labels: Iterable[Any], protocol: TaskProtocol | None = None) -> None:
         """The majority class, and the class weights of the loss, whose mean over all pixels is one."""
         totals = self._count_pixels(labels)
         # a class of a few stray pixels, or of none in the sample, would otherwise rule the loss where it occurs
@@ -144,7 +124,7 @@ class Segmentation(Task):
         weights *= totals.sum() / max((weights * totals).sum(), 1e-9)
         self.label_statistics = {"constant": int(totals.argmax()), "class_weights": weights.tolist()}
 
-    def find_constant(self, labels: Iterable[Any]) -> int:
+    def find_constant(self, labels: Iterable[Any], protocol: TaskProtocol | None = None) -> int:
         """The majority class."""
         return int(self._count_pixels(labels).argmax())
 
@@ -203,7 +183,10 @@ class Segmentation(Task):
             output = F.interpolate(output, size=(size[1], size[0]), mode="bilinear", align_corners=False)
         return output.argmax(dim=1).to(torch.uint8)
 
-    def metrics(self) -> SegmentationMetrics:
+    def list_classes(self, classes: str) -> tuple[str, ...]:
+        return load_grouping(classes).names
+
+    def metrics(self, protocol: TaskProtocol | None = None) -> SegmentationMetrics:
         return SegmentationMetrics(self.grouping.names)
 
     def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: UInt8[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:

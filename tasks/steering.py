@@ -4,13 +4,12 @@ A single frame does not show which way the driver will take at a junction, so th
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,27 +17,11 @@ from a2d2.dataset import Geometry
 from a2d2.frames import Frame
 from models.heads import GridHead
 from tasks.drawing import write_text
-from tasks.task import HeadOptions, Metrics, Task, TaskOptions, load_json, widen
+from tasks.options import SteeringOptions, TaskProtocol
+from tasks.task import Metrics, Task, load_json, widen
 
 LOSSES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 TURNS = ((0, 5), (5, 20), (20, 60), (60, np.inf))  # degrees, for MAE by how sharp the turn is
-
-
-class SteeringHeadOptions(HeadOptions):
-    reads: tuple[str, ...] = Field(("encoder.32",), description="features the head reads, by name and stride")
-    grid: tuple[PositiveInt, PositiveInt] = Field((4, 8), description="rows and columns of the pooled grid")
-    width: PositiveInt = Field(64, description="channels kept of each cell")
-    hidden: PositiveInt = Field(256, description="units of each hidden layer")
-    layers: PositiveInt = Field(1, description="hidden layers")
-
-
-class SteeringOptions(TaskOptions):
-    horizon: PositiveInt = Field(1, description="number of bus samples to predict, from the one at the frame's time on")
-    loss: Literal["smooth_l1", "l1"] = Field("smooth_l1", description="of the angle divided by scale_deg")
-    scale_deg: PositiveFloat | None = Field(
-        None, description="degrees; null: the standard deviation of the training labels"
-    )
-    head: SteeringHeadOptions = SteeringHeadOptions()
 
 
 def find_frame_sample(content: dict) -> int | None:
@@ -120,7 +103,7 @@ class Steering(Task):
     def transform(self, label: Float32[np.ndarray, " horizon"], geometry: Geometry) -> Float32[Tensor, " horizon"]:
         return torch.from_numpy(-label if geometry.flip else label)
 
-    def collect_statistics(self, labels: Iterable[Any]) -> None:
+    def collect_statistics(self, labels: Iterable[Any], protocol: TaskProtocol | None = None) -> None:
         labels = list(labels)
         spread = float(np.std([label[0] for label in labels])) if len(labels) > 1 else 0.0
         self.label_statistics = {
@@ -128,7 +111,7 @@ class Steering(Task):
             "scale_deg": self.options.scale_deg or max(spread, 1.0),
         }
 
-    def find_constant(self, labels: Iterable[Any]) -> float | None:
+    def find_constant(self, labels: Iterable[Any], protocol: TaskProtocol | None = None) -> float | None:
         """The median of the angles at the frames' times."""
         angles = [label[0] for label in labels]
         return float(np.median(angles)) if angles else None
@@ -159,7 +142,7 @@ class Steering(Task):
     def predict(self, output: Float[Tensor, "B horizon"], size: tuple[int, int]) -> Float[Tensor, "B horizon"]:
         return output.float() * self.label_statistics["scale_deg"]
 
-    def metrics(self) -> SteeringMetrics:
+    def metrics(self, protocol: TaskProtocol | None = None) -> SteeringMetrics:
         return SteeringMetrics()
 
     def draw(self, image: np.ndarray, prediction: Float[Tensor, " horizon"]) -> np.ndarray:

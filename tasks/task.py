@@ -14,28 +14,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
+from tasks.options import TaskOptions, TaskProtocol
 
 Target = Any
 """What `transform` returns: a tensor or a dict of tensors. Every task has a type of its own here."""
-
-
-class TaskOptions(BaseModel):
-    """Base of each task's options: unknown keys are errors, defaults are validated, and values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
-
-
-class HeadOptions(TaskOptions):
-    """Options that all heads have."""
-
-    stop_gradient: bool = Field(False, description="train the head without changing encoder and neck")
-    adapter: bool = Field(False, description="put a small residual layer between the features and the head")
 
 
 def load_file(path: Path, read: Callable[[Path], Any]) -> Any | None:
@@ -120,13 +107,14 @@ class Task(ABC):
     def transform(self, label: Any, geometry: Geometry) -> Target:
         """The target of a label under an augmentation."""
 
-    def collect_statistics(self, labels: Iterable[Any]) -> None:
+    def collect_statistics(self, labels: Iterable[Any], protocol: Any = None) -> None:
         """Compute what training needs of the training labels, and store it in `label_statistics`."""
-        self.label_statistics = {"constant": self.find_constant(list(labels))}
+        self.label_statistics = {"constant": self.find_constant(list(labels), protocol)}
 
     @abstractmethod
-    def find_constant(self, labels: list[Any]) -> Any:
-        """The constant baseline: the one prediction with the best primary metric on these labels, as JSON."""
+    def find_constant(self, labels: list[Any], protocol: Any = None) -> Any:
+        """The constant baseline: the one prediction with the best primary metric on these labels under the protocol,
+        as JSON."""
 
     @abstractmethod
     def predict_constant(self, target: Target) -> Any:
@@ -165,8 +153,26 @@ class Task(ABC):
         """The output in physical units, for labels of (width, height) `size`."""
 
     @abstractmethod
-    def metrics(self) -> Metrics:
-        """A new, empty collection of scores."""
+    def metrics(self, protocol: Any = None) -> Metrics:
+        """A new, empty collection of scores; `protocol`: what is scored, an `Options.Protocol`, by default its own
+        defaults. The task's options do not limit what is scored."""
+
+    def list_classes(self, classes: Any) -> Any:
+        """What a choice of classes means; equal for choices that can be compared."""
+        return classes
+
+    def complete_protocol(self, protocol: TaskProtocol) -> TaskProtocol:
+        """The protocol, with this run's own choice where it leaves one open."""
+        own = {name: getattr(self.options, name) for name, value in protocol if value is None}
+        return protocol.model_copy(update=own)
+
+    def find_conflict(self, protocol: TaskProtocol) -> str | None:
+        """Why this run cannot be scored by the protocol; None if it can."""
+        classes = getattr(protocol, "classes", None)
+        own = getattr(self.options, "classes", None)
+        if classes is None or self.list_classes(classes) == self.list_classes(own):
+            return None
+        return f"its classes are {own}, and {classes} is scored"
 
     @abstractmethod
     def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: Any) -> UInt8[np.ndarray, "H W 3"]:

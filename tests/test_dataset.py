@@ -50,6 +50,7 @@ def test_a_sample_has_the_documented_keys_and_types(root):
         "boxes": torch.float32,
         "classes": torch.int64,
         "known": torch.int64,
+        "visible": torch.float32,
         "size": torch.int64,
     }
 

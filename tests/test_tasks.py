@@ -171,7 +171,7 @@ def test_perfect_detections_score_one_and_ignored_boxes_cost_nothing():
     # a detection on the ignored boxes is no false positive
     ufo = torch.tensor([[90.0, 5, 120, 30]])
     prediction = {"boxes": ufo, "scores": torch.tensor([0.99]), "labels": torch.tensor([2])}
-    metrics.update([prediction], batch | {"classes": torch.where(batch["classes"] >= 0, IGNORED, batch["classes"])})
+    metrics.update([prediction], batch | {"visible": torch.zeros_like(batch["visible"])})
     assert metrics.compute()["ap"] == pytest.approx(1.0)
 
 

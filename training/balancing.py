@@ -112,7 +112,7 @@ def backward_cycle(
 
     Tasks that have no labelled row in the cycle, or only such that say nothing (as a class map that is all ignored),
     are left out, and their heads' gradients stay None. NonFiniteError, naming the task and the frames, before anything
-    is updated.
+    is updated. A micro-batch with a `seed` seeds what its layers draw, as DropPath does.
     """
     rows = [find_rows(batch) for batch in cycle]
     counts: dict[str, int] = {}
@@ -127,6 +127,8 @@ def backward_cycle(
     for batch, found in zip(cycle, rows, strict=True):
         if not found:
             continue
+        if "seed" in batch:
+            torch.manual_seed(batch["seed"])
         image = batch["image"].to(device, non_blocking=True).to(memory_format=memory_format)
         size = tuple(image.shape[-2:])
         with autocast():

@@ -1,82 +1,28 @@
-"""Files that a run leaves behind, written whole or not at all: checkpoints to go on from, weights to use, JSON.
+"""Files that a run leaves behind, written whole or not at all: checkpoints to go on from, and weights to use.
 
 A checkpoint holds everything a run needs to go on, and only plain values and tensors, so that reading one never runs
 foreign code. A weights file (safetensors) holds the network alone, with a header from which it can be rebuilt.
 """
 
-import contextlib
 import json
-import math
-import os
-import shutil
-import socket
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from training.files import make_json_ready, whole_file
 from training.renamed import rename_all
 
 WEIGHTS_FORMAT = 2  # 1 had other names, see training/renamed.py
 CHECKPOINT_FORMAT = 3  # 1 had the state of a run under other names; 2 had no normaliser
 
 _PLAIN_TYPES = (int, float, str, bool, type(None))
-
-
-@contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; it takes that name when the block ends well and vanishes when it fails.
-
-    The folder is made if need be. Raises OSError that names the file and the way out if it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            # Without this a power cut can leave the new name with no content behind it.
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch.save hides the error of the disk behind a RuntimeError about positions.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(
-            f"{path} cannot be written: {cause.strerror or cause}{_describe_free_space(path.parent)}. What was there "
-            "before is untouched: make room or choose another folder, then go on."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """Write dicts, lists, texts and numbers as JSON, whole or not at all; numbers that are not finite become null."""
-    with whole_file(path) as file:
-        file.write((json.dumps(make_json_ready(content), indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
-
-
-def make_json_ready(content: Any) -> Any:
-    """Return dicts, lists and numbers (also of NumPy and torch) as JSON has them; NaN and infinity become None."""
-    if isinstance(content, dict):
-        return {str(key): make_json_ready(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [make_json_ready(value) for value in content]
-    if hasattr(content, "item"):
-        content = content.item()
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content
 
 
 def save_checkpoint(folder: str | Path, step: int, state: dict, keep: int) -> Path:
@@ -151,6 +97,15 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], header: dict) -> 
         file.write(content)
 
 
+def is_own_weights(path: str | Path) -> bool:
+    """Whether `save_weights` wrote this file; only its header is read."""
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            return "header" in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return False
+
+
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Return (tensors, header) of a file that `save_weights` wrote, tensors on the CPU; old names become new ones.
 
@@ -197,10 +152,3 @@ def _check_plain(value: Any, where: str) -> None:
             _check_plain(inner, f"{where}[{index}]")
     else:
         raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
-
-
-def _describe_free_space(folder: Path) -> str:
-    try:
-        return f" ({shutil.disk_usage(folder).free / 1e6:.0f} MB free there)"
-    except OSError:
-        return ""

@@ -29,7 +29,7 @@ from pydantic import (
     field_validator,
 )
 
-from training.checkpoint import whole_file
+from training.files import whole_file
 from training.renamed import find_new_key
 
 LONGEST_VALUE = 60
@@ -160,6 +160,9 @@ class Train(Closed):
     )
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
+    init: str | None = Field(
+        None, description="start from the weights of this run folder or weights file, as far as they fit"
+    )
     ema: Ema | None = Field(default_factory=Ema, description="exponential moving average of the weights; null: off")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, else fp32"
@@ -184,9 +187,21 @@ class Balancing(Closed):
     )
 
 
+class Protocol(Closed):
+    """What is scored, the same for all runs of a table: `size`, and for each task a block of its own, its
+    `Options.Protocol`, by its name."""
+
+    size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="[width, height] at which labels are scored; null: the size of the preprocessed datasets"
+    )
+
+
 class Evaluate(Closed):
     micro_batch: PositiveInt = Field(4, description="frames in a micro-batch")
     limit: PositiveInt | None = Field(None, description="evaluate on the first so many frames only")
+    protocol: Protocol = Field(
+        default_factory=Protocol, description="what is scored; the options of the tasks limit training only"
+    )
 
 
 class Wandb(Closed):
@@ -209,8 +224,10 @@ class Config(Closed):
         pattern=r"^[^./\\][^/\\]*(/[^./\\][^/\\]*)*$",
         description="name of the run's folder; by default the name of the config file without its ending",
     )
-    deterministic: Literal[True, False, "warn"] = Field(
-        "warn", description="true: refuse operations that may differ between two runs; warn: name them; false: allow"
+    deterministic: Literal[True, False, "warn", "auto"] = Field(
+        "auto",
+        description="of operations that may differ between two runs, true: refuse them; warn: name each once, and take "
+        "the others that are slower on a GPU; false: allow them; auto: as warn on the CPU, as false on a GPU",
     )
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)
@@ -421,6 +438,8 @@ def _compose_schema(tasks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Conf
         __base__=Balancing,
         weights=(dict[Literal[*names], NonNegativeFloat], weights),  # type: ignore[valid-type]
     )
+    protocol = compose_protocol(dict(tasks))
+    evaluate = create_model("Evaluate", __base__=Evaluate, protocol=(protocol, Field(default_factory=protocol)))
     train = create_model(
         "Train", __base__=Train, groups=(Annotated[groups, AfterValidator(keep_given)], Field(default_factory=groups))
     )
@@ -430,7 +449,19 @@ def _compose_schema(tasks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Conf
         tasks=(Annotated[block, AfterValidator(keep_chosen)], Field(default_factory=block)),
         train=(train, Field(default_factory=train)),
         balancing=(balancing, Field(default_factory=balancing)),
+        evaluate=(evaluate, Field(default_factory=evaluate)),
     )
+
+
+@functools.cache
+def _compose_protocol(blocks: tuple[tuple[str, type[BaseModel]], ...]) -> type[Protocol]:
+    given: dict[str, Any] = {name: (block, Field(default_factory=block)) for name, block in blocks}
+    return create_model("Protocol", __base__=Protocol, **given)
+
+
+def compose_protocol(tasks: Mapping[str, type[BaseModel]]) -> type[Protocol]:
+    """Protocol with the blocks of the tasks, which are given by name with their Options."""
+    return _compose_protocol(tuple((name, getattr(options, "Protocol", Closed)) for name, options in tasks.items()))
 
 
 def _fill_empty_blocks(schema: type[BaseModel], values: dict) -> None:

@@ -22,7 +22,7 @@ from typing import SupportsFloat
 import torch
 from tqdm import tqdm
 
-from training.checkpoint import make_json_ready, whole_file, write_json
+from training.files import make_json_ready, whole_file, write_json
 
 PACKAGES = (
     "torch",
@@ -42,6 +42,8 @@ PACKAGES = (
 class RunLog:
     """The log of the run in `folder`, made anew or continued; only one process of a run may have one.
 
+    `events`: lines of the file that are of this run.
+
     `wandb` is None or the keyword arguments of wandb.init: project, entity, mode.
     """
 
@@ -50,6 +52,7 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "metrics.jsonl"
         self._file = _open_to_append(self.path)
+        self.events = 0
         self._first_step: int | None = None
         self._dispensable = []
         if tensorboard:
@@ -69,19 +72,22 @@ class RunLog:
             self._file.write(json.dumps(make_json_ready(line)) + "\n")
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error.strerror}; make room, then resume the run") from error
+        self.events += 1
         tqdm.write(f"{kind} step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         for writer in self._dispensable:
             writer.add({f"{kind}/{name}": value for name, value in numbers.items()}, step)
 
-    def truncate_after(self, step: int) -> None:
-        """Drop what was logged after `step`, and a line that was cut off; a resumed run calls this before its first
-        event, and then leaves the same file as one that was never stopped, but for the times."""
+    def truncate_after(self, step: int, events: int | None = None) -> None:
+        """Drop what was logged after `step`, all but the first `events` lines, and a line that was cut off; a run calls
+        this before its first event, and if it is resumed it then leaves the same file as one that was never stopped,
+        but for the times."""
         self._file.close()
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = "".join(f"{line}\n" for line in lines if _belongs_to(line, step))
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [f"{line}\n" for line in lines if _belongs_to(line, step)][:events]
         with whole_file(self.path) as file:
-            file.write(kept.encode("utf-8"))
+            file.write("".join(kept).encode("utf-8"))
         self._file = _open_to_append(self.path)
+        self.events = len(kept)
         self._first_step = step + 1
 
     def close(self) -> None:
@@ -194,7 +200,7 @@ def _belongs_to(line: str, step: int) -> bool:
     """Whether a line of metrics.jsonl is complete and of `step` or earlier."""
     try:
         return json.loads(line)["step"] <= step
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         return False
 
 

@@ -1,12 +1,14 @@
-"""What a run is on disk: its folder, its config, its log, its checkpoints, its best weights, and the state they hold.
+"""What a run is on disk: its folder, its record, its log, its checkpoints, its best weights, and the state they hold.
 
 runs/<name>/config.yaml         resolved config; train.py takes it again
+            record.json         the frames of each subset, their labels and the label statistics, from the first start
             environment.json    commit, versions, device, command
             metrics.jsonl       one JSON line per event
             tensorboard/
             checkpoints/        to resume from
             best.safetensors    the weights with the best validation score
             best.json           its scores
+            owner.json          who trains in it now; only while somebody does
 """
 
 import dataclasses
@@ -19,22 +21,27 @@ import yaml
 from torch import nn
 
 from training.balancing import LossWeights, Normaliser
-from training.checkpoint import load_newest_checkpoint, save_checkpoint, save_weights, write_json
+from training.checkpoint import load_newest_checkpoint, save_checkpoint, save_weights
 from training.config import Config, config_to_dict, save_config
 from training.ema import EmaWeights
+from training.files import whole_file, write_json
 from training.log import RunLog, write_environment
+from training.owner import Owner
+from training.record import Record
 from training.updates import Update
 
 
 @dataclass
 class Progress:
     """How far a run has come. `step`: steps done; `best_skill`: of the best validation so far, None before the first
-    score; `validated`: whether the validation that was due at `step` is done, so that a run stopped in it repeats it.
+    score; `validated`: whether the validation that was due at `step` is done, so that a run stopped in it repeats it;
+    `events`: lines in the log.
     """
 
     step: int = 0
     best_skill: float | None = None
     validated: bool = True
+    events: int = 0
 
     def state_dict(self) -> dict[str, int | float | bool | None]:
         return dataclasses.asdict(self)
@@ -84,40 +91,95 @@ class RunState:
 
 
 class Run:
-    """The folder of a run. Making one creates the folder, or checks that the run in it can be resumed with this config.
+    """The folder of a run, owned by this process until `close`.
 
-    ValueError, before anything is written, for a folder that holds a run and no `resume`, for a run that was begun with
-    another config, and for one that an older version of this code began.
+    Making one reads what is there: `record`, None for a run that starts anew, and `progress`, of the newest checkpoint.
+    `start` is the first to write.
+
+    ValueError for a folder that holds a run and no `resume`, for a run that was started with another config or an older
+    version of this code, and for a folder that another process owns.
     """
 
     def __init__(self, folder: Path, config: Config, resume: bool):
         self.folder, self.config = folder, config
-        self._checkpoint = load_newest_checkpoint(self._checkpoints) if resume else None
-        if (folder / "config.yaml").is_file():
-            _check_resumable(folder, config, resume)
-        else:
-            save_config(config, folder / "config.yaml")
-        wandb = config.log.wandb.model_dump() if config.log.wandb is not None else None
-        self.log = RunLog(folder, config.log.tensorboard, wandb)
+        self.log: RunLog | None = None
+        self.record: Record | None = None
+        self._checkpoint: dict[str, Any] | None = None
+        self._owner = Owner(folder)
+        try:
+            self._read(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, resume: bool) -> None:
+        if not (self.folder / "config.yaml").is_file():
+            if resume:
+                print(f"{self.folder} holds no run yet: it starts anew")
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.folder} holds a run already: resume it with --resume, or name another folder with --run"
+            )
+        _check_config(self.folder, self.config)
+        found = load_newest_checkpoint(self._checkpoints)
+        if found is not None:
+            self._checkpoint = found[1]
+        self.record = self._read_record()
+
+    def _read_record(self) -> Record:
+        path = self.folder / "record.json"
+        saved = self._checkpoint and self._checkpoint.get("record")
+        try:
+            record = Record.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if not saved:
+                raise ValueError(
+                    f"{self.folder} has no record.json, so nothing says which frames it was trained on: finish the run "
+                    "with the version that began it, or start another with --run"
+                ) from None
+            record = Record.from_json(saved["text"])
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); put it back, or start another run with --run") from error
+        if saved and saved["text"] != record.to_json():
+            raise ValueError(
+                f"{path} and the newest checkpoint do not agree on the frames and labels of this run: delete the one "
+                "that was changed, or start another run with --run"
+            )
+        return record
 
     @property
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def restore(self, state: RunState) -> None:
-        """Load the newest checkpoint into `state` and cut the log there; a run without one starts at step 0."""
+    @property
+    def progress(self) -> Progress:
+        """How far the run has come on disk."""
+        return Progress(**self._checkpoint["progress"]) if self._checkpoint else Progress()
+
+    def start(self, record: Record, state: RunState) -> None:
+        """Write what a new run starts with, or load the newest checkpoint into `state`; the log is cut there."""
+        if self.record is None:
+            with whole_file(self.folder / "record.json") as file:
+                file.write(record.to_json().encode("utf-8"))
+            save_config(self.config, self.folder / "config.yaml")
+        self.record = record
         if self._checkpoint is None:
             write_environment(self.folder, sys.argv)
-            return
-        _, saved = self._checkpoint
-        self._checkpoint = None  # it holds as much memory as the network and its optimizer
-        state.load_state_dict(saved)
-        self.log.truncate_after(state.progress.step)
+        else:
+            saved = {name: part for name, part in self._checkpoint.items() if name != "record"}
+            self._checkpoint = None  # it holds as much memory as the network and its optimizer
+            state.load_state_dict(saved)
+        wandb = self.config.log.wandb.model_dump() if self.config.log.wandb is not None else None
+        self.log = RunLog(self.folder, self.config.log.tensorboard, wandb)
+        self.log.truncate_after(state.progress.step, state.progress.events)
 
     def save(self, state: RunState) -> None:
         """Write a checkpoint of the current step."""
-        keep = self.config.train.keep_checkpoints
-        save_checkpoint(self._checkpoints, state.progress.step, state.state_dict(), keep)
+        assert self.log is not None and self.record is not None, "start the run first"
+        state.progress.events = self.log.events
+        content = state.state_dict() | {"record": {"text": self.record.to_json()}}
+        save_checkpoint(self._checkpoints, state.progress.step, content, self.config.train.keep_checkpoints)
 
     def save_best(self, state: RunState, header: dict[str, Any], scores: dict[str, Any]) -> None:
         """Write the validated network as best.safetensors, with `header` for rebuilding it, and its scores."""
@@ -126,19 +188,41 @@ class Run:
         write_json(self.folder / "best.json", {"step": step, "skill": skill, "scores": scores})
 
     def close(self) -> None:
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
+        self._owner.release()
 
 
-def _check_resumable(folder: Path, config: Config, resume: bool) -> None:
-    if not resume:
-        raise ValueError(f"{folder} holds a run already: resume it with --resume, or name another folder with --run")
-    before, now = yaml.safe_load((folder / "config.yaml").read_text()), config_to_dict(config)
-    differing = sorted(_find_differences(before, now))
+def _check_config(folder: Path, config: Config) -> None:
+    path = folder / "config.yaml"
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); start another run with --run") from error
+    differing = sorted(_find_differences(before, config_to_dict(config)))
     if differing:
-        raise ValueError(f"{folder} was begun with another config, so it cannot be resumed: {'; '.join(differing)}")
+        advice = ""
+        if any(difference.startswith("train.steps ") for difference in differing):
+            advice = (
+                ". The learning rate follows a schedule over all steps, so more steps are another run: start it from "
+                f"these weights, with --run FOLDER train.init={folder}"
+            )
+        raise ValueError(
+            f"{folder} was begun with another config, so it cannot be resumed: {'; '.join(differing)}{advice}"
+        )
 
 
-_FREE_KEYS = {"data.workers", "train.device", "train.keep_checkpoints", "log"}  # they do not change what is computed
+# what cannot change what is computed; that a moved dataset is the same one is checked against the record
+_FREE_KEYS = {
+    "run",
+    "data.roots",
+    "data.workers",
+    "train.device",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "evaluate.micro_batch",
+    "log",
+}
 
 
 def _find_differences(before: object, now: object, key: str = "") -> list[str]:

@@ -1,7 +1,13 @@
 """A polite stop: a signal sets a flag, and the program leaves where it can be resumed."""
 
+import contextlib
+import os
 import signal
 import sys
+import types
+from collections.abc import Iterator
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StoppedError(Exception):
@@ -9,15 +15,24 @@ class StoppedError(Exception):
 
 
 class StopFlag:
-    """Set by the first Ctrl-C, SIGTERM or SIGUSR1, read between steps; the second signal ends the program at once."""
+    """Set by the first Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, read between steps; the second ends the program at once.
+
+    A process forked from this one is no concern of these signals: whoever sends them to the whole group, as SLURM and a
+    terminal do, still gets one stop.
+    """
 
     def __init__(self):
         self.raised = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        self._process = os.getpid()
+        for number in STOPS:
             signal.signal(number, self._receive)
 
-    def _receive(self, number, stack):
-        if self.raised:
+    def _receive(self, number: int, stack: types.FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return
+        # SLURM sends SIGTERM after the signal that was asked for, and a terminal that closes sends SIGHUP twice, so
+        # only a second Ctrl-C is taken for impatience
+        if self.raised and number == signal.SIGINT:
             sys.exit(128 + number)
         self.raised = True
 
@@ -25,3 +40,30 @@ class StopFlag:
         """StoppedError if a signal has come."""
         if self.raised:
             raise StoppedError
+
+
+def ignore_stops(worker: int = 0) -> None:
+    """Let a process that loads data end with its parent and not by a signal; for a DataLoader's `worker_init_fn`."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+@contextlib.contextmanager
+def hold_stops() -> Iterator[None]:
+    """Let signals wait while processes are started, which could not handle them in their first moments."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def exit_on_interrupt(program: str) -> None:
+    """End a program that has nothing to save with one line, and no traceback, on Ctrl-C."""
+
+    def leave(number: int, stack: types.FrameType | None) -> None:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGINT, leave)

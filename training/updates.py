@@ -5,6 +5,7 @@ A cycle is a list of micro-batches. `CycleUpdate` makes one step of one optimize
 """
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -160,11 +161,12 @@ UPDATES: dict[str, type[Update]] = {"cycle": CycleUpdate, "async": AsyncUpdate}
 
 
 def take_sample(batch: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """One row of a batch as a batch."""
-    return {
-        key: [value[row]] if key == "frame" else tree_map(lambda leaf: leaf[row : row + 1], value)
-        for key, value in batch.items()
-    }
+    """One row of a batch as a batch, with a seed of its own."""
+    rest = {key: value for key, value in batch.items() if key not in ("frame", "seed")}
+    sample = tree_map(lambda leaf: leaf[row : row + 1], rest) | {"frame": [batch["frame"][row]]}
+    if "seed" in batch:
+        sample["seed"] = random.Random(f"{batch['seed']} {row}").getrandbits(63)
+    return sample
 
 
 def build_optimizer(net: nn.Module, options: Any) -> torch.optim.AdamW:

@@ -1,0 +1,182 @@
+"""The options of every task in a config, and the protocol it is scored by.
+
+They are beside the tasks, not in their files, because a config is checked before PyTorch is loaded.
+"""
+
+import difflib
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+
+from a2d2.classes import OBJECT_CLASSES, OBJECT_GROUPINGS, find_object_class
+
+
+class TaskProtocol(BaseModel):
+    """Base of what each task is scored by, whatever a run was trained with."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
+
+
+class TaskOptions(BaseModel):
+    """Base of each task's options: unknown keys are errors, defaults are validated, and values cannot be changed.
+
+    They limit training only; `Protocol` is the block of options that limit what is scored.
+    """
+
+    Protocol: ClassVar[type[TaskProtocol]] = TaskProtocol
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
+
+
+class HeadOptions(TaskOptions):
+    """Options that all heads have."""
+
+    stop_gradient: bool = Field(False, description="train the head without changing encoder and neck")
+    adapter: bool = Field(False, description="put a small residual layer between the features and the head")
+
+
+class SegmentationHeadOptions(HeadOptions):
+    reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
+    width: PositiveInt = Field(128, description="channels of its convolutions")
+    layers: PositiveInt = Field(1, description="3x3 convolutions on the summed levels")
+
+
+class SegmentationProtocol(TaskProtocol):
+    classes: Literal["paper", "all"] | None = Field(
+        None, description="the grouping that is scored; null: the run's own"
+    )
+
+
+class SegmentationOptions(TaskOptions):
+    Protocol = SegmentationProtocol
+    classes: Literal["paper", "all"] = Field("paper", description="paper: the authors' 19 classes; all: A2D2's 38")
+    class_balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="weight classes by (share of the training pixels, at least 1e-3) ** -class_balance; "
+        "0: equal weights",
+    )
+    lovasz: NonNegativeFloat = Field(0.0, description="weight of the Lovasz-Softmax term beside the cross-entropy")
+    dice: NonNegativeFloat = Field(0.0, description="weight of the Dice term beside the cross-entropy")
+    head: SegmentationHeadOptions = SegmentationHeadOptions()
+
+
+class DepthHeadOptions(HeadOptions):
+    reads: tuple[str, ...] = Field(("neck.4",), description="features the head reads, by name and stride")
+    width: PositiveInt = Field(64, description="channels of its convolutions")
+    layers: PositiveInt = Field(2, description="number of residual blocks")
+    bins: NonNegativeInt = Field(0, description="0: regress log-depth; else a softmax over so many log-depths")
+
+
+class DepthProtocol(TaskProtocol):
+    cap: PositiveFloat = Field(80.0, description="metres; farther points are not scored")
+
+
+class DepthOptions(TaskOptions):
+    Protocol = DepthProtocol
+    cap: PositiveFloat = Field(80.0, description="metres; farther points are not used in training")
+    silog_lambda: float = Field(
+        0.5, ge=0, le=1, description="1: the loss ignores the scale of an image; 0: it does not"
+    )
+    head: DepthHeadOptions = DepthHeadOptions()
+
+
+class DetectionHeadOptions(HeadOptions):
+    reads: tuple[str, ...] = Field(
+        ("neck.8", "neck.16", "neck.32", "neck.64", "neck.128"), description="features the head reads"
+    )
+    width: PositiveInt = Field(128, description="channels of its two towers")
+    layers: PositiveInt = Field(4, description="convolutions of each tower")
+
+
+def check_classes(value: Any) -> Any:
+    """The name of a grouping, or disjoint, non-empty groups of A2D2's classes; ValueError for anything else."""
+    if isinstance(value, str) and value in OBJECT_GROUPINGS:
+        return value
+    if not (isinstance(value, dict) and value and all(isinstance(group, list | tuple) for group in value.values())):
+        raise ValueError(f"must be {', '.join(OBJECT_GROUPINGS)}, or a mapping {{group: [class, ...], ...}}")
+    group_of: dict[int, str] = {}
+    for group, members in value.items():
+        if not members:
+            raise ValueError(f"group {group} is empty: name its classes, or leave it out")
+        for member in members:
+            found = find_object_class(str(member))
+            if found is None:
+                near = difflib.get_close_matches(str(member), OBJECT_CLASSES, n=1)
+                meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(OBJECT_CLASSES)}"
+                raise ValueError(f"group {group} has the unknown class '{member}'; {meant}")
+            if found in group_of:
+                raise ValueError(f"'{member}' is in {group_of[found]} and again in {group}: leave it in one of them")
+            group_of[found] = group
+    return {group: tuple(members) for group, members in value.items()}
+
+
+Classes = Annotated[str | dict[str, tuple[str, ...]], BeforeValidator(check_classes)]
+
+
+class DetectionProtocol(TaskProtocol):
+    classes: Classes | None = Field(None, description="the classes that are scored; null: the run's own")
+    min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are not scored")
+    min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are not scored")
+
+
+class DetectionOptions(TaskOptions):
+    Protocol = DetectionProtocol
+    box_coder: Literal["dense", "grid"] = Field(
+        "dense", description="dense: FCOS, a prediction at every location; grid: the thesis's coarse grid of boxes"
+    )
+    classes: Classes = Field(
+        "merged",
+        description="all: A2D2's 14; merged: five groups; object: one class; or {group: [class, ...], ...}, where "
+        "boxes of classes in no group are ignored",
+    )
+    min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are ignored in training")
+    min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are, too")
+    max_boxes: PositiveInt = Field(64, description="training uses at most so many boxes of a frame, the largest")
+    score_threshold: float = Field(0.05, ge=0, le=1, description="predictions with a lower score are dropped")
+    nms_threshold: float = Field(
+        0.6, ge=0, le=1, description="IoU above which the lower-scoring of two predictions of a class is dropped"
+    )
+    head: DetectionHeadOptions = DetectionHeadOptions()
+
+    @field_validator("head")
+    @classmethod
+    def check_head(cls, head, info):
+        if info.data.get("box_coder") == "grid" and head != DetectionHeadOptions():
+            raise ValueError("is for box_coder: dense; the box grid's head has no options, so leave it out")
+        return head
+
+
+class SteeringHeadOptions(HeadOptions):
+    reads: tuple[str, ...] = Field(("encoder.32",), description="features the head reads, by name and stride")
+    grid: tuple[PositiveInt, PositiveInt] = Field((4, 8), description="rows and columns of the pooled grid")
+    width: PositiveInt = Field(64, description="channels kept of each cell")
+    hidden: PositiveInt = Field(256, description="units of each hidden layer")
+    layers: PositiveInt = Field(1, description="hidden layers")
+
+
+class SteeringOptions(TaskOptions):
+    horizon: PositiveInt = Field(1, description="number of bus samples to predict, from the one at the frame's time on")
+    loss: Literal["smooth_l1", "l1"] = Field("smooth_l1", description="of the angle divided by scale_deg")
+    scale_deg: PositiveFloat | None = Field(
+        None, description="degrees; null: the standard deviation of the training labels"
+    )
+    head: SteeringHeadOptions = SteeringHeadOptions()
+
+
+OPTIONS: dict[str, type[TaskOptions]] = {
+    "segmentation": SegmentationOptions,
+    "depth": DepthOptions,
+    "detection": DetectionOptions,
+    "steering": SteeringOptions,
+}

@@ -1,0 +1,101 @@
+"""Batches from worker processes whose errors are those of the main process: one clean error, whoever met it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training.stopping import hold_stops, ignore_stops
+
+
+class WorkerError(RuntimeError):
+    """A process that loads data has died; the message says what to change."""
+
+
+class _Caught:
+    """An error about a sample, on its way to the main process."""
+
+    def __init__(self, error: ValueError | OSError):
+        self.error = error
+
+
+class _Guarded(Dataset):
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except (ValueError, OSError) as error:
+            return _Caught(error)
+
+
+class _Collate:
+    def __init__(self, collate: Callable[[list], Any]):
+        self.collate = collate
+
+    def __call__(self, samples: list) -> Any:
+        caught = [sample for sample in samples if isinstance(sample, _Caught)]
+        return caught[0] if caught else self.collate(samples)
+
+
+def load_batches(dataset: Any, workers: int, device: torch.device, **options: Any) -> Iterator[Any]:
+    """The batches of a DataLoader with these options, collated by `dataset.collate`.
+
+    ValueError and OSError of the dataset, as of a damaged file, are raised as they are, not as the traceback of a
+    worker process. WorkerError if a worker dies. Workers ignore the signals that ask to stop.
+    """
+    loader = DataLoader(
+        _Guarded(dataset),
+        collate_fn=_Collate(dataset.collate),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_stops,
+        **options,
+    )
+    with hold_stops():
+        batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if workers and (explanation := explain_worker_death(error)):
+                raise WorkerError(explanation) from error
+            raise
+        if isinstance(batch, _Caught):
+            raise batch.error
+        yield batch
+
+
+def explain_worker_death(error: RuntimeError) -> str | None:
+    """One line about a worker that died or found no shared memory; None for any other error."""
+    text = str(error)
+    advice = "take fewer with data.workers (--workers), or smaller batches with train.micro_batch (--micro-batch)"
+    if "shared memory" in text or "shm" in text or "Bus error" in text or "/torch_" in text:
+        return f"a process that loads frames found /dev/shm full: make it larger, or {advice}"
+    if "killed by signal" in text or "exited unexpectedly" in text:
+        return (
+            f"a process that loads frames has died ({text.splitlines()[0].rstrip('. ')}), probably for lack of memory: "
+            f"{advice}"
+        )
+    return None
+
+
+def explain_memory(error: BaseException) -> str | None:
+    """One line about memory that ran out, in the main process or on the GPU; None for any other error."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"the GPU is out of memory ({text.splitlines()[0][:150]}): take a smaller train.micro_batch, a smaller "
+            "model.input_size, or a smaller encoder"
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return "memory has run out: take a smaller train.micro_batch (--micro-batch) or fewer data.workers (--workers)"
+    return None
