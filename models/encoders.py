@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from models.layers import Features, group_norm, pad_to_multiple, stride_of
 
+OWN_PREFIX = "encoder.backbone."  # of the encoder's tensors in the weights of a run
+
 
 class Encoder(nn.Module):
     """A timm network without its classifier.
@@ -58,7 +60,7 @@ class Encoder(nn.Module):
                 f"it offers {', '.join(map(str, dict.fromkeys(offered)))}; choose another model.encoder.name"
             )
         if weights is not None:
-            load_weights(self.backbone, name, Path(weights))
+            load_weights(self.backbone, name, Path(weights), statistics=norm != "group")
         if norm == "group":
             replace_batch_norm(self.backbone)
 
@@ -132,11 +134,11 @@ def knock_at_hub(repository: str) -> None:
         model_info(repository, timeout=10)
 
 
-def load_weights(backbone: nn.Module, name: str, path: Path) -> None:
-    """Fill the backbone from a weights file of the whole network; its classifier is left out.
+def load_weights(backbone: nn.Module, name: str, path: Path, statistics: bool = True) -> None:
+    """Fill the backbone from a weights file of the whole network, or of a run; its classifier and heads are left out.
 
     timm flattens some module names of a feature network ("stages.0" becomes "stages_0"), so tensors are matched by
-    their names without dots.
+    their names without dots. Without `statistics` the file need not have those of BatchNorm.
     """
     if not path.is_file():
         raise ValueError(f"model.encoder.weights: there is no file {path}")
@@ -145,8 +147,9 @@ def load_weights(backbone: nn.Module, name: str, path: Path) -> None:
     except Exception as error:
         # safetensors and torch have classes of their own for a broken file.
         raise ValueError(f"model.encoder.weights: cannot read {path} ({type(error).__name__}: {error})") from error
-    found = {key.replace(".", "_"): tensor for key, tensor in found.items()}
-    wanted = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    found = {key.removeprefix(OWN_PREFIX).replace(".", "_"): tensor for key, tensor in found.items()}
+    needless = ("num_batches_tracked",) if statistics else ("num_batches_tracked", "running_mean", "running_var")
+    wanted = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith(needless)}
     fitting = {}
     for key, tensor in wanted.items():
         candidate = found.get(key.replace(".", "_"))

@@ -74,7 +74,7 @@ def load_batches(dataset: Any, workers: int, device: torch.device, **options: An
         yield batch
 
 
-def explain_worker_death(error: RuntimeError) -> str | None:
+def explain_worker_death(error: BaseException) -> str | None:
     """One line about a worker that died or found no shared memory; None for any other error."""
     text = str(error)
     advice = "take fewer with data.workers (--workers), or smaller batches with train.micro_batch (--micro-batch)"
