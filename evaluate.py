@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -112,24 +113,24 @@ def evaluate(
     protocol = compose_protocol(OPTIONS)() if protocol is None else protocol
     scored_size = protocol.size or data.size
     dataset = FrameDataset(frames, data.roots, tasks, size=size, target_size=scored_size, labels=labels)
-    batches = load_batches(dataset, workers, device, batch_size=micro_batch)
     scored = {name: task.metrics(getattr(protocol, name)) for name, task in tasks.items()}
     baseline = {name: task.metrics(getattr(protocol, name)) for name, task in tasks.items()}
     names: dict[str, list[str]] = {name: [] for name in tasks}
     net.eval()
     total = -(-len(frames) // micro_batch)
-    for batch in tqdm(batches, desc="evaluate", total=total, leave=False, unit="batch"):
-        check_stop()
-        rows = find_rows(batch)
-        if not rows:
-            continue
-        image = batch["image"].to(device)
-        outputs = net(image, {name: found.to(device) for name, found in rows.items()})
-        for name, output in outputs.items():
-            target = move(take_rows(batch["targets"][name], rows[name]), device)
-            scored[name].update(tasks[name].predict(output, scored_size), target)
-            baseline[name].update(tasks[name].predict_constant(target), target)
-            names[name] += [batch["frame"][row] for row in rows[name].tolist()]
+    with closing(load_batches(dataset, workers, device, batch_size=micro_batch)) as batches:
+        for batch in tqdm(batches, desc="evaluate", total=total, leave=False, unit="batch"):
+            check_stop()
+            rows = find_rows(batch)
+            if not rows:
+                continue
+            image = batch["image"].to(device)
+            outputs = net(image, {name: found.to(device) for name, found in rows.items()})
+            for name, output in outputs.items():
+                target = move(take_rows(batch["targets"][name], rows[name]), device)
+                scored[name].update(tasks[name].predict(output, scored_size), target)
+                baseline[name].update(tasks[name].predict_constant(target), target)
+                names[name] += [batch["frame"][row] for row in rows[name].tolist()]
     return {
         name: _summarise(task, scored[name].compute(), baseline[name].compute(), names[name])
         for name, task in tasks.items()

@@ -39,7 +39,8 @@ if __name__ == "__main__":
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -234,7 +235,7 @@ def choose_autocast(precision: str, device: torch.device):
     return partial(torch.autocast, device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def load_cycles(setup: Setup, first_step: int) -> Iterator[list[dict[str, Any]]]:
+def load_cycles(setup: Setup, first_step: int) -> Generator[list[dict[str, Any]], None, None]:
     """The micro-batches of each step from `first_step` (from 0) to the last, loaded by `data.workers` processes.
 
     `seed` of a micro-batch is a function of the config's seed, the step, and its number in the step: what layers draw
@@ -247,10 +248,10 @@ def load_cycles(setup: Setup, first_step: int) -> Iterator[list[dict[str, Any]]]
     )
     augmentation = Augmentation(**options.augment.model_dump())
     dataset = FrameDataset(setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation, labels=setup.labels)
-    batches = load_batches(dataset, options.workers, setup.device, batch_sampler=sampler)
-    for step in range(first_step, train.steps):
-        seeds = random.Random(f"layers {setup.config.seed} {step}")
-        yield [next(batches) | {"seed": seeds.getrandbits(63)} for _ in range(sampler.batches_per_step)]
+    with closing(load_batches(dataset, options.workers, setup.device, batch_sampler=sampler)) as batches:
+        for step in range(first_step, train.steps):
+            seeds = random.Random(f"layers {setup.config.seed} {step}")
+            yield [next(batches) | {"seed": seeds.getrandbits(63)} for _ in range(sampler.batches_per_step)]
 
 
 def validate(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
@@ -335,6 +336,8 @@ def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
         if between_steps:
             save_after(error, state, run)
         raise
+    finally:
+        cycles.close()
 
 
 def save_after(error: Exception, state: RunState, run: Run) -> None:

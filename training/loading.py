@@ -1,12 +1,13 @@
 """Batches from worker processes whose errors are those of the main process: one clean error, whoever met it."""
 
-from collections.abc import Callable, Iterator
+import atexit
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.stopping import hold_stops, ignore_stops
+from training.stopping import IgnoreStops, hold_stops
 
 
 class WorkerError(RuntimeError):
@@ -43,35 +44,45 @@ class _Collate:
         return caught[0] if caught else self.collate(samples)
 
 
-def load_batches(dataset: Any, workers: int, device: torch.device, **options: Any) -> Iterator[Any]:
+def load_batches(dataset: Any, workers: int, device: torch.device, **options: Any) -> Generator[Any, None, None]:
     """The batches of a DataLoader with these options, collated by `dataset.collate`.
 
     ValueError and OSError of the dataset, as of a damaged file, are raised as they are, not as the traceback of a
     worker process. WorkerError if a worker dies. Workers ignore the signals that ask to stop.
+
+    Close the iterator (`contextlib.closing`), so that its processes end at once and not when it is collected.
     """
+    ending = torch.multiprocessing.Event()
+    atexit.register(ending.set)
     loader = DataLoader(
         _Guarded(dataset),
         collate_fn=_Collate(dataset.collate),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
-        worker_init_fn=ignore_stops,
+        worker_init_fn=IgnoreStops(ending),
         **options,
     )
     with hold_stops():
         batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if workers and (explanation := explain_worker_death(error)):
-                raise WorkerError(explanation) from error
-            raise
-        if isinstance(batch, _Caught):
-            raise batch.error
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if workers and (explanation := explain_worker_death(error)):
+                    raise WorkerError(explanation) from error
+                raise
+            if isinstance(batch, _Caught):
+                raise batch.error
+            yield batch
+    finally:
+        ending.set()
+        atexit.unregister(ending.set)
+        # with its last reference the processes are ended in order; as part of a cycle, their queues would end first
+        del batches
 
 
 def explain_worker_death(error: BaseException) -> str | None:

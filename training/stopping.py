@@ -6,6 +6,7 @@ import signal
 import sys
 import types
 from collections.abc import Iterator
+from typing import Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -42,11 +43,25 @@ class StopFlag:
             raise StoppedError
 
 
-def ignore_stops(worker: int = 0) -> None:
-    """Let a process that loads data end with its parent and not by a signal; for a DataLoader's `worker_init_fn`."""
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+class IgnoreStops:
+    """Lets a process that loads data end with its parent and not by a signal; for a DataLoader's `worker_init_fn`.
+
+    ending: an event that the parent sets before it may end the process by SIGTERM.
+    """
+
+    def __init__(self, ending: Any):
+        self.ending = ending
+
+    def __call__(self, worker: int) -> None:
+        parent = os.getppid()
+
+        def receive(number: int, stack: types.FrameType | None) -> None:
+            if self.ending.is_set() or os.getppid() != parent:
+                os._exit(0)
+
+        for number in STOPS:
+            signal.signal(number, receive if number == signal.SIGTERM else signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 @contextlib.contextmanager
