@@ -9,8 +9,11 @@ import yaml
 from derived_root import write_root
 
 import train
+from tasks import TASKS
 from tasks.depth import Depth
 from training.checkpoint import load_weights
+from training.config import load_config
+from training.stopping import STOPS
 
 CONFIG = {
     "data": {"split": "by_scene", "workers": 0, "augment": {"scale": [1.0, 1.3], "color": 0.2}},
@@ -41,8 +44,7 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def keep_signals():
     """train.py takes the signals for itself; the tests give them back."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in STOPS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -148,3 +150,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_step_and_fr
         assert run_train(patch, config, tmp_path / "run", "data.labels=symmetric") == 1
     message = capsys.readouterr().err
     assert "step 2: the loss of depth is not finite" in message and "/front_center/" in message
+
+
+@pytest.mark.parametrize("update", ["cycle", "async"])
+def test_layers_that_draw_make_a_resume_no_less_exact(config, tmp_path, update):
+    """Dropout on all features, as DropPath in a Swin encoder: what it draws is a function of seed, step and number."""
+    build = train.build_network
+    groups = {name: {"lr": 1e-3, "samples": 2} for name in ("encoder", *CONFIG["tasks"])}
+    options = [f"train.groups={json.dumps(groups)}", "train.update=async"] if update == "async" else []
+    defaults = ["train.schedule={}"] if update == "async" else []
+
+    def build_with_dropout(*arguments):
+        net = build(*arguments)
+        net.encoder.backbone.register_forward_hook(
+            lambda module, _, maps: [torch.nn.functional.dropout(each, 0.3, module.training) for each in maps]
+        )
+        return net
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_network", build_with_dropout)
+        assert run_train(patch, config, tmp_path / "whole", *options, *defaults) == 0
+        with pytest.MonkeyPatch.context() as inner:
+            stop_at_check(inner, 3)
+            assert run_train(inner, config, tmp_path / "run", *options, *defaults) == 75
+        torch.rand(7)  # whatever is drawn in between
+        assert run_train(patch, config, tmp_path / "run", *options, *defaults, "--resume") == 0
+    assert are_same_weights(tmp_path / "run", tmp_path / "whole")
+    assert read_log(tmp_path / "run") == read_log(tmp_path / "whole")
+
+
+def test_determinism_is_free_on_the_cpu_and_asked_for_on_a_gpu(config):
+    options = {name: task.Options for name, task in TASKS.items()}
+    cases = {
+        ("auto", "cpu"): "warn",
+        ("auto", "cuda"): None,
+        ("warn", "cuda"): "warn",
+        ("true", "cuda"): "refuse",
+        ("false", "cpu"): None,
+    }
+    for (value, device), expected in cases.items():
+        chosen = load_config(config, [f"deterministic={value}"], options)
+        train.set_determinism(chosen, torch.device(device))
+        found = "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else "refuse"
+        assert (found if torch.are_deterministic_algorithms_enabled() else None) == expected, (value, device)

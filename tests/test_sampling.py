@@ -1,5 +1,6 @@
 """Label regimes, and streams that are endless, fair and the same after a stop."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -99,3 +100,25 @@ def test_the_fingerprint_tells_assignments_apart_and_not_their_order():
     assert print_of == hash_assignment(["x", "y"], {"b": [1], "a": [0, 1]})
     assert print_of != hash_assignment(["x", "y"], {"a": [0], "b": [1]})
     assert print_of != hash_assignment(["x", "z"], assignment)
+
+
+def test_one_task_starves_no_task_that_a_full_assignment_serves():
+    """Three frames, three names: greedy choices can leave "c" without its only frame, or "b" without any."""
+    has = {"a": [True, True, True], "b": [True, True, False], "c": [True, False, False]}
+    for seed in range(20):
+        found = assign_labels(has, "one_task", seed)
+        assert {name: len(indices) for name, indices in found.items()} == {"a": 1, "b": 1, "c": 1}, seed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_task_is_as_equal_as_the_labels_allow(seed):
+    """The least and the greatest number of frames are those of the best of all assignments of a small set."""
+    rng = random.Random(seed)
+    has = {name: [rng.random() < share for _ in range(7)] for name, share in (("a", 0.9), ("b", 0.4), ("c", 0.3))}
+    choices = [[name for name in has if has[name][index]] or [None] for index in range(7)]
+    best = max(
+        (sorted(given.count(name) for name in has) for given in itertools.product(*choices)),
+    )
+    found = assign_labels(has, "one_task", seed)
+    assert sorted(map(len, found.values())) == best
+    assert all(has[name][index] for name, indices in found.items() for index in indices)

@@ -5,6 +5,7 @@ resumed run draws what the uninterrupted one would have drawn.
 """
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -37,9 +38,52 @@ def assign_labels(has_label: Mapping[str, Sequence[bool]], regime: str, seed: in
                 chosen = min(labels[index], key=lambda name: (totals[name], available[name]))
                 totals[chosen] += 1
                 kept[index] = [chosen]
+        _balance(labels, kept, totals, order)
     else:
         raise ValueError(f"no label regime {regime!r}: choose as_is, symmetric, one_task or one_at_a_time")
     return {name: [index for index in range(count) if name in kept[index]] for name in names}
+
+
+def _balance(labels: list[list[str]], kept: list[list[str]], totals: dict[str, int], order: list[int]) -> None:
+    """Pass frames on, from a name with many to one with few, until no pass makes the totals more equal.
+
+    A frame is passed on by giving it to another name whose label it has; over several names it is a chain of such
+    passes. What `order` draws first is passed on first.
+    """
+    while True:
+        movable: dict[str, dict[str, list[int]]] = {name: {} for name in totals}
+        for index in order:
+            for owner in kept[index]:
+                for name in labels[index]:
+                    if name != owner:
+                        movable[owner].setdefault(name, []).append(index)
+        chain = _find_chain(movable, totals)
+        if chain is None:
+            return
+        steps = list(itertools.pairwise(chain))
+        amount = min((totals[chain[0]] - totals[chain[-1]]) // 2, *(len(movable[a][b]) for a, b in steps))
+        for giver, taker in steps:
+            for index in movable[giver][taker][:amount]:
+                kept[index] = [taker]
+        totals[chain[0]] -= amount
+        totals[chain[-1]] += amount
+
+
+def _find_chain(movable: Mapping[str, Mapping[str, list[int]]], totals: Mapping[str, int]) -> list[str] | None:
+    """The shortest chain of names along which a frame can go to one that has at least two less; None if there is none.
+
+    Of several, that from the name with the most frames.
+    """
+    for source in sorted(totals, key=lambda name: -totals[name]):
+        chains, reached = [[source]], {source}
+        for chain in chains:  # grows: a search in breadth
+            if totals[chain[-1]] <= totals[source] - 2:
+                return chain
+            for name in movable[chain[-1]]:
+                if name not in reached:
+                    reached.add(name)
+                    chains.append([*chain, name])
+    return None
 
 
 def hash_assignment(frames: Sequence[object], assignment: Mapping[str, Sequence[int]]) -> str:

@@ -1,0 +1,89 @@
+"""A mistake of the user is one line that says what is wrong and what to do, and no traceback."""
+
+import signal
+
+import pytest
+import torch
+import yaml
+from derived_root import write_root
+from test_protocol import score
+from test_resume import CONFIG, run_train
+
+from a2d2.frames import list_frames
+from training.stopping import STOPS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_signals():
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    write_root(folder / "root")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(folder / "root")]}}))
+    return path
+
+
+def explain(capsys, config, folder, *options):
+    """The exit code and the one line of a training that cannot be."""
+    with pytest.MonkeyPatch.context() as patch:
+        code = run_train(patch, config, folder, *options)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "it/s]" not in line]
+    assert not folder.exists()
+    return code, lines[-1]
+
+
+def test_a_regime_that_leaves_no_label_blames_the_labels_that_are_missing(config, tmp_path, capsys):
+    root = config.parent / "root"
+    kept = {frame.path("depth"): frame.path("depth").read_bytes() for frame in list_frames(root, "depth")}
+    for path in kept:
+        path.unlink()
+    try:
+        code, line = explain(capsys, config, tmp_path / "run", "data.labels=symmetric")
+        assert code == 1 and "no training frame has a label for depth: run the preprocessing" in line
+        assert "steering" not in line
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    # each task has labels, but no frame has all
+    moved = [frame.path("steering") for frame in list_frames(root, "depth") if frame.path("steering").exists()]
+    for path in moved:
+        path.rename(path.with_suffix(".away"))
+    other = next(frame for frame in list_frames(root, "image") if not frame.path("depth").exists())
+    other.path("steering").write_bytes(moved[0].with_suffix(".away").read_bytes())
+    try:
+        code, line = explain(capsys, config, tmp_path / "run", "data.labels=symmetric", "data.split=all")
+        assert code == 1 and "data.labels=symmetric leaves no training frame" in line and "steering 1" in line
+    finally:
+        other.path("steering").unlink()
+        for path in moved:
+            path.with_suffix(".away").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["train.precision=fp16", "train.device=cpu"], 2, "fp16 is for a GPU; take fp32 or bf16"),
+        (["train.device=cuda:7"], 2, "train.device = 'cuda:7'"),
+        (["train.init=nowhere"], 1, "no run folder or weights file nowhere"),
+        (["data.roots=[nowhere]"], 1, "nowhere is no preprocessed dataset"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(config, tmp_path, capsys, options, code, words):
+    found, line = explain(capsys, config, tmp_path / "run", *options)
+    assert (found, words in line) == (code, True), line
+
+
+def test_a_checkpoint_is_no_weights_file_and_the_message_says_what_is(config, tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "run") == 0
+    (checkpoint, *_) = (tmp_path / "run" / "checkpoints").glob("*.pt")
+    code, _, err = score(capsys, checkpoint)
+    assert code == 1 and "checkpoint to resume from" in err and "best.safetensors" in err and "copy it again" not in err
