@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from a2d2.console import allow_any_text
 from tasks.options import OPTIONS
 from training.arguments import count, count_or_none
 from training.config import Protocol, compose_protocol
@@ -37,6 +38,7 @@ def name_flag(task: str, field: str) -> str:
 
 
 def read_arguments() -> argparse.Namespace:
+    allow_any_text()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
     parser.add_argument(

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from a2d2.console import allow_any_text
 from tasks.options import OPTIONS
 from training.config import Config, ConfigError, load_config
 from training.stopping import StopFlag, StoppedError
@@ -18,6 +19,7 @@ DONE, ERROR, WRONG_USE, STOPPED = 0, 1, 2, 75
 
 def read_arguments() -> tuple[Config, Path, bool]:
     """The config, the run folder and --resume from the command line; exits for a mistake in them."""
+    allow_any_text()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", required=True, type=Path, help="YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace the file's")

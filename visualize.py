@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from a2d2.console import allow_any_text
 from training.arguments import count
 from training.stopping import exit_on_interrupt
 
@@ -14,6 +15,7 @@ DONE, ERROR, WRONG_USE = 0, 1, 2
 
 
 def read_arguments() -> argparse.Namespace:
+    allow_any_text()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
     parser.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="frames to draw")

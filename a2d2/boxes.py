@@ -5,7 +5,6 @@ Corners behind the camera project to meaningless pixels, so where the corners ar
 after clipping the box at a near plane.
 """
 
-import json
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from a2d2.calibration import Camera, map_edges
+from a2d2.images import read_json
 
 NEAR_METRES = 0.1  # distance of the near plane; what is nearer to the camera is clipped before projecting
 
@@ -23,8 +23,8 @@ def read_label3d(path: Path) -> list[dict]:
     ValueError if the file is no JSON object of boxes.
     """
     try:
-        content = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ValueError(f"the file is no JSON ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise ValueError("the file is no label3D file: expected an object of boxes")

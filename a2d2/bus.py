@@ -5,10 +5,11 @@
 not used (docs/a2d2-format.md, section 7.1).
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
+
+from a2d2.images import read_json
 
 ANGLE = "steering_angle_calculated"
 SPEED = "vehicle_speed"
@@ -23,8 +24,8 @@ def read_bus(path: Path) -> dict[str, dict]:
     ValueError if the file is no JSON list.
     """
     try:
-        content = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON file ({error})") from error
     if not isinstance(content, list):
         raise ValueError(f"{path} is no bus file of a labelled dataset: expected a list of frames")

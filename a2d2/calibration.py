@@ -5,7 +5,6 @@ lidar, boxes and all derived files are in the undistorted pinhole view of `CamMa
 centres. Points are in metres in the camera's coordinate frame: x forward, y left, z up.
 """
 
-import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32
+
+from a2d2.images import read_json
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,14 @@ class Calibration:
 def load_calibration(path: Path) -> Calibration:
     """Read `cams_lidars.json`. ValueError if the file is no JSON or lacks a value; the message names what is wrong."""
     try:
-        content = json.loads(Path(path).read_text())
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no JSON file ({error}); get it again with `sh get_data.sh calibration`"
+            ) from error
         cameras = {name: _read_camera(name, entry) for name, entry in content["cameras"].items()}
         lidars = {name: _read_pose(entry) for name, entry in content.get("lidars", {}).items()}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file ({error}); get it again with `sh get_data.sh calibration`") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no A2D2 calibration: {error!r} is missing or has another type") from error
     return Calibration(cameras, lidars)

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from a2d2.frames import Frame, list_frames
-from a2d2.images import read_image
+from a2d2.images import read_image, read_json
 
 
 class DatasetError(ValueError):
@@ -167,7 +167,7 @@ def read_dataset(path: str | Path) -> PreprocessedDataset:
     """Read the dataset.json of a preprocessed dataset; DatasetError if it is missing, damaged, or lists no images."""
     path = Path(path)
     try:
-        content = json.loads((path / "dataset.json").read_text())
+        content = read_json(path / "dataset.json")
         cameras = {name: np.array(camera["matrix"]) for name, camera in content["cameras"].items()}
         camera_options = content["kinds"].get("camera")
         size = tuple(content["size"])

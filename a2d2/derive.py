@@ -5,7 +5,6 @@ raises only errors that must stop the whole run, such as a full disk.
 """
 
 import errno
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -211,21 +210,32 @@ def _derive_steering_frame(frame: Frame, recipe: Recipe, items: dict[str, dict])
     return derive(frame, recipe)
 
 
-def write_frame_times(frames: list[Frame], out: Path) -> None:
+def write_frame_times(frames: list[Frame], out: Path, overwrite: bool = False) -> None:
     """Write `frames.json` beside the derived pictures of each scene and camera: id -> `cam_tstamp` or null.
 
-    `frames` are all frames of the raw dataset, not those of one shard, so every shard writes the same files.
+    `frames` are all frames of the raw dataset, not those of one shard, so every shard writes the same files. Times that
+    are there already are kept and not read again, unless `overwrite`.
     """
-    groups: dict[Path, dict[str, int | None]] = {}
+    groups: dict[Path, list[Frame]] = {}
     for frame in sorted(frames):
-        path = frame.under(out).path("image").parent / "frames.json"
-        groups.setdefault(path, {})[frame.id] = _read_timestamp(frame)
-    for path, times in groups.items():
-        images.write_json(path, times)
+        groups.setdefault(frame.under(out).path("image").parent / "frames.json", []).append(frame)
+    for path, members in groups.items():
+        known = {} if overwrite else _read_frame_times(path)
+        times = {frame.id: known.get(frame.id) or _read_timestamp(frame) for frame in members}
+        if times != known:
+            images.write_json(path, times)
+
+
+def _read_frame_times(path: Path) -> dict[str, int | None]:
+    try:
+        content = images.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_timestamp(frame: Frame) -> int | None:
     try:
-        return int(json.loads(frame.path("camera_info").read_text())["cam_tstamp"])
+        return int(images.read_json(frame.path("camera_info"))["cam_tstamp"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # two scenes of A2D2 have no camera JSON at all (docs/a2d2-format.md, section 10)

@@ -5,6 +5,7 @@ derived files follow the same rule. No function assumes that a file exists: the 
 of file is missing for some frames.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,7 +16,6 @@ VIEWS = ("front_center", "front_left", "front_right", "side_left", "side_right",
 
 SCENE_PATTERN = re.compile(r"^\d{8}_\d{6}$")
 _ID_PATTERN = re.compile(r"^[0-9]{1,9}$")
-_FILE_PATTERN = re.compile(r"^(\d{14})_([A-Za-z0-9]+)_([a-z]+)_(\d{9})\.([a-z]+)$")
 
 # kind -> (folder and token in the file name, extension)
 RAW_KINDS = {
@@ -82,27 +82,44 @@ def list_scenes(root: Path) -> list[str]:
     """Names of the scene folders under a root, sorted; other folders and files are not scenes."""
     if not Path(root).is_dir():
         return []
-    return sorted(entry.name for entry in Path(root).iterdir() if SCENE_PATTERN.match(entry.name) and entry.is_dir())
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if SCENE_PATTERN.match(entry.name) and entry.is_dir())
 
 
-def list_frames(root: Path, kind: str, views: Iterable[str] = VIEWS) -> list[Frame]:
-    """Frames that have a file of this kind under the root, sorted; files with other names are ignored."""
+def list_frames(root: Path, kind: str, views: Iterable[str] = VIEWS, empty: bool = True) -> list[Frame]:
+    """Frames that have a file of this kind under the root, sorted; files with other names are ignored.
+
+    Each folder is listed once, and no file is asked for anything, unless files without content, which a power cut can
+    leave behind, are not to count (`empty` is False).
+    """
     root = Path(root)
     folder, extension = _KINDS[kind]
     frames = []
     for scene in list_scenes(root):
         for view in views:
-            directory = root / scene / folder / f"cam_{view}"
-            if not directory.is_dir():
+            stem = f"{scene.replace('_', '')}_{folder}_{view.replace('_', '')}_"
+            pattern = re.compile(rf"{stem}([0-9]{{9}})\.{extension}")
+            try:
+                with os.scandir(root / scene / folder / f"cam_{view}") as entries:
+                    for entry in entries:
+                        match = pattern.fullmatch(entry.name)
+                        if match and (empty or _is_whole(entry)):
+                            frames.append(Frame(scene, view, match[1], root))
+            except (FileNotFoundError, NotADirectoryError):
                 continue
-            for entry in directory.iterdir():
-                match = _FILE_PATTERN.match(entry.name)
-                if match is None or match[5] != extension:
-                    continue
-                frame = Frame(scene, view, match[4], root)
-                if frame.path(kind).name == entry.name:
-                    frames.append(frame)
     return sorted(frames)
+
+
+def _is_whole(entry: os.DirEntry) -> bool:
+    try:
+        return entry.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def anchor(data: Path) -> Path:
+    """The same folder with its own name last, so that `parent` is the folder around it, for "." and ".." too."""
+    return data if data.name not in ("", "..") else Path(os.path.abspath(data))
 
 
 def index_frames(root: Path, kinds: Iterable[str], views: Iterable[str] = VIEWS) -> dict[Frame, frozenset[str]]:
@@ -121,7 +138,7 @@ def find_bus_root(data: Path) -> Path | None:
     The bus archive has no top-level folder (docs/a2d2-format.md, section 1), so its scenes are where the user unpacked
     it: in the raw dataset itself, in its parent, or in a folder beside it.
     """
-    data = Path(data)
+    data = anchor(Path(data))
     for root in (data.parent / "camera_lidar_semantic_bus", data.parent / "bus", data, data.parent):
         if any(bus_path(root, scene).is_file() for scene in list_scenes(root)):
             return root
@@ -136,7 +153,7 @@ def bus_path(root: Path, scene: str) -> Path:
 def find_calibration(data: Path) -> Path:
     """Path of `cams_lidars.json`: in the raw dataset, in its parent, or in the boxes set beside it (only the archive of
     the boxes set contains the file). FileNotFoundError if none of them has it."""
-    data = Path(data)
+    data = anchor(Path(data))
     folders = [data, data.parent, data.parent / "camera_lidar_semantic_bboxes"]
     for folder in folders:
         if (folder / "cams_lidars.json").is_file():

@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -118,7 +119,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave the new name with no content behind it
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -131,6 +135,19 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file atomically; ValueError for a value that JSON does not have, such as NaN."""
     write_bytes(path, (json.dumps(content, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8; ValueError if it is none, or gives a key of an object twice."""
+    return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return content
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
@@ -148,7 +165,7 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         return True
     with contextlib.suppress(OSError):  # without /proc the process counts as alive
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         return state != "Z"  # a zombie: ended, but its parent has not waited for it; in a container it may stay so
     return True
 

@@ -401,8 +401,8 @@ def main() -> int:
 def save(output: Path, lines: list[str], networks: list[Network]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     table, numbers = output.with_suffix(".md"), output.with_suffix(".json")
-    table.write_text("\n".join(lines) + "\n")
-    numbers.write_text(json.dumps([asdict(network) for network in networks], indent=2) + "\n")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    numbers.write_text(json.dumps([asdict(network) for network in networks], indent=2) + "\n", encoding="utf-8")
     print(f"\nsaved in {table} and {numbers}")
 
 

@@ -74,19 +74,19 @@ def _read_finished_depth(frame: Frame) -> np.ndarray:
 
 
 def copy_boxes(frame: Frame, folder: Path) -> None:
-    with frame.path("label3D").open() as file:
+    with frame.path("label3D").open(encoding="utf-8") as file:
         content = json.load(file)
-    with (folder / "boxes.json").open("w") as file:
+    with (folder / "boxes.json").open("w", encoding="utf-8") as file:
         json.dump(content, file)
 
 
 def copy_bus(frames: list[Frame], recipe: Recipe, folder: Path) -> None:
     """Parse the scene's bus file once, and write one small JSON for each frame."""
-    with bus_path(recipe.bus_root, frames[0].scene).open() as file:
+    with bus_path(recipe.bus_root, frames[0].scene).open(encoding="utf-8") as file:
         content = json.load(file)
     small = {key: list(range(21)) for key in ("angles_deg", "timestamps_us")}
     for _ in content:
-        with (folder / "steering.json").open("w") as file:
+        with (folder / "steering.json").open("w", encoding="utf-8") as file:
             json.dump(small, file)
 
 

@@ -42,7 +42,7 @@ def flatten(block: dict[str, Any], key: str) -> Iterator[str]:
 
 def make_configs(specialist: Path) -> tuple[str, dict[str, Config]]:
     """The specialist's task, and the configs of the shared network and the specialist for it, by the demo's recipe."""
-    demo = yaml.safe_load(DEMO.read_text())
+    demo = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     shipped = load_config(specialist, [], OPTIONS)
     (task,) = shipped.tasks
     own = {name: value for name, value in demo["tasks"][task].items() if name != "head"}

@@ -20,9 +20,10 @@ from itertools import groupby
 from tqdm import tqdm
 
 from a2d2.calibration import Camera, load_calibration
+from a2d2.console import allow_any_text
 from a2d2.derive import STOPPING_ERRORS, Outcome, Recipe
-from a2d2.frames import VIEWS, Frame, find_bus_root, find_calibration, list_frames, list_scenes
-from a2d2.images import sweep_temporary, write_json
+from a2d2.frames import VIEWS, Frame, anchor, find_bus_root, find_calibration, list_frames, list_scenes
+from a2d2.images import read_json, sweep_temporary, write_json
 from preprocessing import _cluster, _pool
 
 FORMAT_VERSION = 1
@@ -44,7 +45,7 @@ class Kind:
     `name`: name of the kind in dataset.json and of its report; `raw`: the kind of raw file it reads; `produces`: the
     kind of derived file that exists once a frame is finished; `derive`: a function of a2d2.derive, for one frame or,
     with `by_scene`, for all frames of a scene; `options`: those of the kind, equal for all its files; `prepare`: called
-    with all frames and the output folder before the frames are derived.
+    with all frames, the output folder and `--overwrite` before the frames are derived.
     """
 
     name: str
@@ -117,6 +118,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 def run_script(kind: Kind, arguments: argparse.Namespace) -> None:
     """Derive all frames of one kind and exit; an error of the user gives a message of one line, no traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
+    allow_any_text()
     try:
         code = _run(kind, arguments)
     except StopRunError as stop:
@@ -144,7 +146,9 @@ def _run(kind: Kind, arguments: argparse.Namespace) -> int:
     if not list_scenes(data):
         raise StopRunError(f"{data} contains no scenes (folders such as 20180807_145028); is it the raw dataset?")
     width, height = arguments.size
-    out = arguments.out or data.parent / "processed" / f"{width}x{height}"
+    out = arguments.out or anchor(data).parent / "processed" / f"{width}x{height}"
+    if out.resolve() == data.resolve():
+        raise StopRunError(f"--out {out} is the raw dataset, whose files would be replaced; name another", WRONG_USE)
     calibration = load_calibration(arguments.calibration or find_calibration(data))
     if arguments.cluster:  # workers have other working directories
         data, out = data.resolve(), out.resolve()
@@ -164,14 +168,15 @@ def _run(kind: Kind, arguments: argparse.Namespace) -> int:
     _check_dataset_json(kind, recipe, frames, arguments.overwrite)
     sweep_temporary(out)
     if kind.prepare:
-        kind.prepare(frames, out)
+        kind.prepare(frames, out, arguments.overwrite)
 
     # shards divide all units, not only the unfinished ones, so that two shards never overlap
     index, count = arguments.shard
     units = list(_group_units(kind, frames))[index - 1 :: count]
     total = sum(len(unit) for unit in units)
     if not arguments.overwrite:
-        units = [tuple(frame for frame in unit if not frame.under(out).path(kind.produces).is_file()) for unit in units]
+        finished = set(list_frames(out, kind.produces, views, empty=False))
+        units = [tuple(frame for frame in unit if frame not in finished) for unit in units]
     units = [unit for unit in units if unit]
     skipped = total - sum(len(unit) for unit in units)
     return _derive_units(kind, recipe, units, skipped, arguments)
@@ -233,7 +238,7 @@ def _check_dataset_json(kind: Kind, recipe: Recipe, frames: list[Frame], overwri
 
 def _read_dataset_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -256,9 +261,17 @@ def _remove_finished(kind: Kind, out: Path) -> None:
 
 @contextlib.contextmanager
 def _lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder, which the kernel frees when the process ends; without one where there are none."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            print(
+                f"{folder} is on a file system without locks ({error.strerror}): do not start two scripts on it in the "
+                "same moment",
+                file=sys.stderr,
+            )
         yield
     finally:
         os.close(handle)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from a2d2.checks.raw_set import bind_reader, mark_damaged, open_set
 from a2d2.checks.report import build_report
+from a2d2.console import allow_any_text
 from a2d2.frames import list_scenes
 from a2d2.images import write_json
 from preprocessing._pool import map_units
@@ -81,6 +82,7 @@ def name_folders(roots: list[Path], out: Path | None) -> dict[Path, Path]:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    allow_any_text()
     parser = build_parser()
     arguments = parser.parse_args()
     if arguments.sample < 1:

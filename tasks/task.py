@@ -5,7 +5,6 @@ size of the training image; `collate` makes a batch of targets. An *output* is w
 head returns. A *prediction* is the output in physical units, at the size of the labels that it is compared with.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.data import default_collate
 
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
+from a2d2.images import read_json
 from tasks.options import TaskOptions, TaskProtocol
 
 Target = Any
@@ -37,7 +37,7 @@ def load_file(path: Path, read: Callable[[Path], Any]) -> Any | None:
 
 def load_json(path: Path, *keys: str) -> dict | None:
     """The object in a derived JSON file, which must have all `keys`; None if the file is missing."""
-    content = load_file(path, lambda path: json.loads(path.read_text()))
+    content = load_file(path, read_json)
     if content is None:
         return None
     for key in keys:

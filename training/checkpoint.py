@@ -123,8 +123,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     except (safetensors.SafetensorError, ValueError) as error:
         if zipfile.is_zipfile(path):
             raise ValueError(
-                f"{path} is a file of PyTorch, such as a checkpoint to resume from, and no weights file; give the run's "
-                "folder or its best.safetensors"
+                f"{path} is a file of PyTorch, such as a checkpoint to resume from, and no weights file; give the "
+                "run's folder or its best.safetensors"
             ) from error
         raise ValueError(
             f"{path} is broken or no safetensors file ({error}); copy it again, or use the weights of another run"

@@ -4,7 +4,6 @@
 that one damaged file does not prevent the check of the others.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from a2d2.boxes import NEAR_METRES, find_hull, read_label3d
 from a2d2.calibration import Camera
 from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import Frame, bus_path
-from a2d2.images import ImageError, decode_rgb_png, read_png_header
+from a2d2.images import ImageError, decode_rgb_png, read_json, read_png_header
 
 PICTURE_TYPE = (8, "RGB")  # bits per channel and colour type of a camera or label PNG (docs/a2d2-format.md, section 5)
 MAPPING = ("row", "col", "depth")  # the arrays of an npz that depth labels need
@@ -188,7 +187,7 @@ def _check_picture(path: Path, decode: bool) -> PictureHeader:
 
 
 def _read_timestamp(path: Path) -> int | None:
-    content = json.loads(path.read_text())
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError("no camera JSON: expected an object")
     timestamp = content.get("cam_tstamp")

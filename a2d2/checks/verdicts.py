@@ -4,7 +4,6 @@ The checks are those of docs/a2d2-format.md, section 11. Each reports what was f
 "differs", or "not checkable" if the files that it needs are missing.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -33,6 +32,7 @@ from a2d2.checks.lidar_verdicts import check_lidar
 from a2d2.checks.raw_set import RawSet, count_files, list_damaged
 from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import RAW_KINDS
+from a2d2.images import read_json
 from a2d2.splits import split_frames
 
 
@@ -85,7 +85,7 @@ def _check_colour_list(root: Path) -> Check:
     if path is None:
         return skip_check("colour_list", "no class_list.json")
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if not isinstance(found, dict):
             raise ValueError("expected an object")
     except (OSError, ValueError) as error:

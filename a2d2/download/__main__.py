@@ -17,6 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
+from a2d2.console import allow_any_text
 from a2d2.download.errors import DownloadError
 from a2d2.download.parts import Settings, find_present_parts, get_parts, verify
 from a2d2.download.sets import DEFAULT_PARTS, PARTS
@@ -69,6 +70,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code (0, 1, or 75 if it was stopped)."""
+    allow_any_text()
     options = parse_arguments(arguments)
     settings = Settings(options.into, options.archives_url, options.objects_url, options.delete_archives)
     try:

@@ -12,7 +12,7 @@ from a2d2.download.transfer import MD5_LINE, fill_part, looks_like_md5_list
 def read_records(archives: Path) -> dict[str, dict]:
     """{file name: {"size": bytes, "sha256": hex}} at the first download; {} before the first one."""
     path = archives / "checksums.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def record_checksum(path: Path, name: str, archives: Path, md5: str) -> None:

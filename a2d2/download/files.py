@@ -16,7 +16,7 @@ CHUNK = 1 << 20
 def write_json(path: Path, content: dict) -> None:
     """Writes `content` to `path` atomically."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

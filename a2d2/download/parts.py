@@ -49,7 +49,7 @@ def get_set(name: str, settings: Settings) -> None:
             unpack(archive, target, f"{name}: unpacking")
     if settings.delete_archives:
         archive.unlink(missing_ok=True)
-    print(f"{name}: {json.loads((target / MARKER).read_text())['members']} files in {target}")
+    print(f"{name}: {json.loads((target / MARKER).read_text(encoding='utf-8'))['members']} files in {target}")
 
 
 def sync_or_explain(settings: Settings, target: Path, no_archive: MissingError, label: str) -> None:
@@ -92,7 +92,7 @@ def fetch_calibration(settings: Settings, part: Path) -> None:
 def check_json(path: Path) -> None:
     """Removes a file that is no JSON, and raises DownloadError for it."""
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         path.unlink()
         raise DownloadError(f"{CALIBRATION}: the downloaded file is no JSON ({error}): run this again") from error
@@ -121,7 +121,7 @@ def verify_folder(target: Path) -> str:
     """Compares the number and the size of the files in an unpacked set with its marker; returns a finding."""
     if not (target / MARKER).exists():
         return f"! {target} is incomplete: run this without --verify"
-    expected = json.loads((target / MARKER).read_text())
+    expected = json.loads((target / MARKER).read_text(encoding="utf-8"))
     sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file() and path.name != MARKER]
     found = f"{len(sizes)} files of {sum(sizes)} bytes"
     if len(sizes) < expected["members"] or sum(sizes) < expected["bytes"]:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from a2d2.console import allow_any_text
 from a2d2.synthetic.writer import write_dataset
 
 
@@ -21,6 +22,7 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def main() -> int:
+    allow_any_text()
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

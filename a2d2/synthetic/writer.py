@@ -6,7 +6,6 @@ some labels, and A2D2's known defects occur (docs/a2d2-format.md, section 10).
 """
 
 import io
-import json
 import multiprocessing
 import os
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ from a2d2.boxes import find_hull
 from a2d2.calibration import Calibration, load_calibration, map_centres
 from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import Frame, bus_path
-from a2d2.images import encode_png, sweep_temporary, write_bytes, write_json
+from a2d2.images import encode_png, read_json, sweep_temporary, write_bytes, write_json
 from a2d2.synthetic.render import render_camera, scan_lidars
 from a2d2.synthetic.world import Item, Moment, World, build_world
 
@@ -293,7 +292,7 @@ def write_dataset(
     options = {"scenes": scenes, "frames": frames, "size": list(size), "seed": seed}
     path = out / "synthetic.json"
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found != options:
             raise ValueError(f"{out} was made with {found}, this call has {options}; delete it or choose another --out")
     else:
