@@ -1,5 +1,7 @@
 """The config: what it accepts, what it refuses and how it says so, and that a saved one is the same config again."""
 
+import re
+
 import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -280,3 +282,44 @@ def test_resolved_config_names_every_default(load):
     resolved = config_to_dict(load("tasks: {height: {}}"))
     assert resolved["train"]["ema"] == {"decay": 0.9995, "ramp": 2000}
     assert resolved["tasks"] == {"height": {"width": 64, "levels": ["neck.4"]}}
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("train.batch_size=8", "train.micro_batch"),
+        ("batch_size=8", "train.micro_batch"),
+        ("train.epochs=3", "there are no epochs"),
+        ("model.backbone=resnet50", "model.encoder.name"),
+        ("train.learning_rate=0.1", "train.optimizer.lr"),
+        ("train.lr=0.1", "train.optimizer.lr"),
+        ("data.num_workers=2", "data.workers"),
+        ("train.device=0", "cuda:0"),
+        ("run=/tmp/run", "--run FOLDER"),
+        ("run=../run", "--run FOLDER"),
+        ("balancing.weights={height: 0, colour: 0}", "the weights of all tasks are 0"),
+    ],
+)
+def test_words_of_other_projects_and_common_slips_get_an_answer(tmp_path, override, answer):
+    path = tmp_path / "c.yaml"
+    path.write_text("tasks: {height: {}, colour: {}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override], TASKS)
+    assert answer in str(caught.value) and len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(("character", "name"), [("\a", "U+0007"), ("\x00", "U+0000"), ("\x1b", "U+001B")])
+def test_a_control_character_is_named_with_its_place(tmp_path, character, name):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"seed: 1\ntasks: {{height: {character}}}\n")
+    with pytest.raises(ConfigError, match=rf"line 2: is not YAML: the character {re.escape(name)} in column 17"):
+        load_config(path, [], TASKS)
+    path.write_text("tasks: {height: }\n")
+    with pytest.raises(ConfigError, match="override"):
+        load_config(path, [f"seed={character}"], TASKS)
+
+
+def test_a_byte_order_mark_is_no_character_of_the_first_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("\ufeffseed: 7\ntasks: {height: }\n", encoding="utf-8")
+    assert load_config(path, [], TASKS).seed == 7

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from training.files import whole_file
-from training.renamed import find_new_key
+from training.renamed import OTHER_WORDS, find_new_key
 
 LONGEST_VALUE = 60
 
@@ -237,6 +237,14 @@ class Config(Closed):
     evaluate: Evaluate = Field(default_factory=Evaluate)
     log: Log = Field(default_factory=Log)
 
+    @field_validator("balancing")
+    @classmethod
+    def check_weights(cls, balancing, info):
+        tasks = info.data.get("tasks", {})
+        if tasks and all(balancing.weights.get(name, 1.0) == 0 for name in tasks):
+            raise ValueError("the weights of all tasks are 0, so nothing would be learned; give one a weight above 0")
+        return balancing
+
     @field_serializer("tasks")
     def serialize_tasks(self, tasks):
         return {name: options.model_dump(mode="json") for name, options in tasks.items()}
@@ -371,15 +379,20 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 
 def _parse_yaml(text: str) -> tuple[object, list[str]]:
     """Return the value of a YAML text and what is wrong with it; ValueError if it is no YAML at all."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text.removeprefix("\ufeff"))
+    except yaml.reader.ReaderError as error:
+        before, character = text[: error.position], ord(text[error.position])
+        line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+        raise ValueError(f"line {line}: is not YAML: the character U+{character:04X} in column {column}") from error
     try:
         value = loader.get_single_data()
         # Through JSON and back, so that a block that YAML refers to twice (&name, *name) becomes two blocks, of which
         # an override changes one.
         return json.loads(json.dumps(value, default=str)), loader.duplicates
     except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{line}is not YAML: {error.problem}") from error
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{where}is not YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"is not YAML for a config: {error}") from error
     finally:
@@ -502,15 +515,24 @@ def _explain(details: Mapping[str, Any], blocks: dict[str, list[str]]) -> tuple[
     if details["type"] in ("model_type", "dict_type"):
         keys = ", ".join(blocks.get(key, []))
         return key, f"{key} = {_show(details['input'])}: must be a block of keys" + (f": {keys}" if keys else "")
+    given = _show(details["input"])
+    if key == "run" and details["type"] == "string_pattern_mismatch":
+        advice = "must be the name of a folder in runs/, without a leading dot or slash; for another give --run FOLDER"
+        return key, f"run = {given}: {advice}"
+    if key == "train.device" and isinstance(details["input"], int):
+        return key, f"train.device = {given}: must be a name; a GPU with this number is cuda:{given}"
     message = details["msg"].removeprefix("Value error, ").replace("valid array", "list")
     message = re.sub(r"^\w+ should ", "must ", message)
-    return key, f"{key} = {_show(details['input'])}: {message}"
+    return key, f"{key} = {given}: {message}"
 
 
 def _suggest(location: list[str], blocks: dict[str, list[str]]) -> str:
     """The key that was probably meant: a similar one in this block, the same or a similar one elsewhere, else all."""
     *parents, name = location
     block = ".".join(parents)
+    word = name.lower().replace("-", "_")
+    if word in OTHER_WORDS:
+        return OTHER_WORDS[word]
     near = difflib.get_close_matches(name, blocks.get(block, []), n=1)
     if near:
         return f"did you mean '{near[0]}'?"
