@@ -1,5 +1,8 @@
 """Build tasks, frames and networks from a config or a weights file, for the scripts and benchmarks."""
 
+import contextlib
+import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from tqdm import tqdm
 
 from a2d2.dataset import PreprocessedDataset, index_labels, index_roots
 from a2d2.frames import VIEWS, Frame
+from a2d2.images import read_json, write_json
 from a2d2.splits import SPLITS, SUBSETS, split_frames
 from models.bifpn import BiFPN
 from models.densedepth import STRIDES, DenseDepth
@@ -53,6 +57,9 @@ KINDS = {
     "pilotnet": Kind(("numbers",)),
     "thesis": Kind(tuple(HEADS), one_task=False, encoder=True),
 }
+
+
+KEPT_STATISTICS = 40  # entries of the file of label statistics in a root
 
 
 class WrongUseError(ValueError):
@@ -189,17 +196,58 @@ def build_tasks(options: dict[str, Any], label_statistics: dict[str, dict] | Non
 
 
 def collect_label_statistics(
-    tasks: Mapping[str, Task], having: Mapping[str, list[Frame]], protocol: Any, data: Data
+    tasks: Mapping[str, Task], having: Mapping[str, list[Frame]], protocol: Any, roots: Iterable[Path]
 ) -> None:
     """Compute the label statistics of each task, on some hundred training labels where that is enough.
 
     having: task -> the training frames, one or more, whose label of it is used. protocol: what is scored, as the
-    constant baseline is the best one under it.
+    constant baseline is the best one under it. Statistics of the same labels are kept in the first of the roots, and
+    not computed again.
     """
+    path = next(iter(roots)) / "reports" / "label_statistics.json"
+    kept = _read_kept_statistics(path)
+    computed = {}
     for name, task in tqdm(tasks.items(), desc="fit constants", leave=False):
-        frames = having[name]
-        step = max(1, len(frames) // (task.labels_for_statistics or len(frames)))
-        task.collect_statistics([task.load(frame) for frame in frames[::step]], getattr(protocol, name))
+        frames, block = having[name], getattr(protocol, name)
+        step = -(-len(frames) // task.labels_for_statistics)
+        sample = frames[::step]
+        key = f"{name} {_digest_labels(task, frames, sample, block)}"
+        if key in kept:
+            task.label_statistics = kept[key]
+        else:
+            task.collect_statistics([task.load(frame) for frame in sample], block)
+            computed[key] = task.label_statistics
+    if computed:
+        newest = dict(list((kept | computed).items())[-KEPT_STATISTICS:])
+        with contextlib.suppress(OSError):  # a root that cannot be written to costs time at every start, no more
+            write_json(path, newest)
+
+
+def _read_kept_statistics(path: Path) -> dict[str, dict]:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _digest_labels(task: Task, frames: list[Frame], sample: list[Frame], protocol: BaseModel) -> str:
+    """What label statistics depend on: the task's code and options, the protocol, and the labels.
+
+    A label that is written anew by renaming, as preprocessing and most copying programs do, changes the time of its
+    folder. In case it was changed in place, some files are looked at too.
+    """
+    digest = hashlib.sha256(Path(inspect.getfile(type(task))).read_bytes())
+    digest.update(f"{task.options.model_dump_json()} {protocol.model_dump_json()}".encode())
+    folders = {(frame.root, frame.scene, frame.view): frame for frame in frames}
+    for frame in folders.values():
+        folder = frame.path(task.kind).parent
+        digest.update(f"{folder.relative_to(frame.root)} {folder.stat().st_mtime_ns}".encode())
+    for frame in sample[:: -(-len(sample) // 100)]:
+        found = frame.path(task.kind).stat()
+        digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
+    digest.update(" ".join(map(str, frames)).encode())
+    return digest.hexdigest()[:32]
 
 
 def build_network(model: Any, tasks: dict[str, Task], size: tuple[int, int], load_pretrained: bool = True) -> nn.Module:

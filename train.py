@@ -112,17 +112,18 @@ def prepare(config: Config, record: Record | None = None) -> Setup:
     if record is None:
         data = load_data(split, limit=config.data.limit)
         labels = find_labels(tasks, data, split.views)
-        record = start_record(config, tasks, data, labels)
-        data = load_recorded_data(record, split)
+        record, assignment = start_record(config, tasks, data, labels)
     else:
         data = load_recorded_data(record, split)
         labels = find_labels(tasks, data, split.views)
         for note in check_recorded_data(record, data, labels, [task.kind for task in tasks.values()]):
             tqdm.write(note)
-    by_name = {str(frame): frame for members in data.subsets.values() for frame in members}
-    labels = {name: frozenset(by_name[frame] for frame in record.labels[name] if frame in by_name) for name in tasks}
+        by_name = {str(frame): frame for members in data.subsets.values() for frame in members}
+        labels = {
+            name: frozenset(by_name[frame] for frame in record.labels[name] if frame in by_name) for name in tasks
+        }
+        assignment = assign_training_labels(config, data.subsets["train"], labels)
     frames = data.subsets["train"]
-    assignment = assign_training_labels(config, frames, labels)
     if hash_assignment(frames, assignment) != record.assignment:
         raise ValueError(
             "the labels that this run was trained on are assigned to tasks in another way now, so the code has "
@@ -133,11 +134,17 @@ def prepare(config: Config, record: Record | None = None) -> Setup:
     )
 
 
-def start_record(config: Config, tasks: dict[str, Task], data: Data, labels: dict[str, frozenset[Frame]]) -> Record:
-    """The record of a new run; the tasks get their label statistics, from the labels that are trained on alone."""
+def start_record(
+    config: Config, tasks: dict[str, Task], data: Data, labels: dict[str, frozenset[Frame]]
+) -> tuple[Record, dict[str, list[int]]]:
+    """The record of a new run, and its assignment of training labels to tasks.
+
+    The tasks get their label statistics, from the labels that are trained on alone.
+    """
     inherited = find_ancestors(config)
+    known = set(inherited or ())
     for subset in ("val", "test"):
-        kept = [frame for frame in data.subsets[subset] if str(frame) not in set(inherited or ())]
+        kept = [frame for frame in data.subsets[subset] if str(frame) not in known]
         if left_out := len(data.subsets[subset]) - len(kept):
             tqdm.write(f"{left_out} {subset} frames are left out: the run this one starts from was trained on them")
         data.subsets[subset] = kept
@@ -150,10 +157,10 @@ def start_record(config: Config, tasks: dict[str, Task], data: Data, labels: dic
     check_labels(config, frames, labels, assignment)
     collect_label_statistics(
         tasks, {name: [frames[index] for index in indices] for name, indices in assignment.items()},
-        config.evaluate.protocol, data,
+        config.evaluate.protocol, data.roots,
     )  # fmt: skip
     everywhere = [frame for members in data.subsets.values() for frame in members]
-    return Record(
+    record = Record(
         {subset: tuple(map(str, members)) for subset, members in data.subsets.items()},
         {name: tuple(str(frame) for frame in everywhere if frame in found) for name, found in labels.items()},
         {name: task.label_statistics for name, task in tasks.items()},
@@ -161,6 +168,7 @@ def start_record(config: Config, tasks: dict[str, Task], data: Data, labels: dic
         data.find_identity([task.kind for task in tasks.values()]),
         inherited,
     )
+    return record, assignment
 
 
 def assign_training_labels(
@@ -175,13 +183,13 @@ def check_labels(
     config: Config, frames: list[Frame], labels: dict[str, frozenset[Frame]], assignment: dict[str, list[int]]
 ) -> None:
     """ValueError, with what to do, if a task has no training label."""
-    counts = {name: sum(frame in found for frame in frames) for name, found in labels.items()}
-    if bare := [name for name, number in counts.items() if not number]:
+    if bare := [name for name, found in labels.items() if not any(frame in found for frame in frames)]:
         raise ValueError(
             f"no training frame has a label for {', '.join(bare)}: run the preprocessing scripts, or leave the task "
             f"out (tasks.{bare[0]}=null)"
         )
     if starved := [name for name, indices in assignment.items() if not indices]:
+        counts = {name: sum(frame in found for frame in frames) for name, found in labels.items()}
         listed = ", ".join(f"{name} {number}" for name, number in counts.items())
         raise ValueError(
             f"data.labels={config.data.labels} leaves no training frame for {', '.join(starved)}, of {len(frames)} "

@@ -198,11 +198,11 @@ def index_roots(
         raise DatasetError(f"preprocessed datasets of different size cannot be mixed: {listed}")
     owner: dict[Frame, Path] = {}
     for path, root in roots.items():
-        for frame in list_frames(path, root.image_kind, views):
-            if frame in owner:
-                raise DatasetError(f"frame {frame} is in two roots, {owner[frame]} and {path}; leave one of them out")
-            owner[frame] = path
-    return sorted(frame.under(path) for frame, path in owner.items()), roots
+        found = list_frames(path, root.image_kind, views)
+        for frame in owner.keys() & set(found):
+            raise DatasetError(f"frame {frame} is in two roots, {owner[frame]} and {path}; leave one of them out")
+        owner |= dict.fromkeys(found, path)
+    return sorted(owner, key=lambda frame: (frame.scene, frame.view, frame.id)), roots
 
 
 def index_labels(frames: Iterable[Frame], kind: str, views: Iterable[str]) -> frozenset[Frame]:

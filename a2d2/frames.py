@@ -96,18 +96,20 @@ def list_frames(root: Path, kind: str, views: Iterable[str] = VIEWS, empty: bool
     folder, extension = _KINDS[kind]
     frames = []
     for scene in list_scenes(root):
-        for view in views:
+        for view in sorted(views):
             stem = f"{scene.replace('_', '')}_{folder}_{view.replace('_', '')}_"
             pattern = re.compile(rf"{stem}([0-9]{{9}})\.{extension}")
+            found = []
             try:
                 with os.scandir(root / scene / folder / f"cam_{view}") as entries:
                     for entry in entries:
                         match = pattern.fullmatch(entry.name)
                         if match and (empty or _is_whole(entry)):
-                            frames.append(Frame(scene, view, match[1], root))
+                            found.append(match[1])
             except (FileNotFoundError, NotADirectoryError):
                 continue
-    return sorted(frames)
+            frames += [Frame(scene, view, identity, root) for identity in sorted(found)]
+    return frames
 
 
 def _is_whole(entry: os.DirEntry) -> bool:

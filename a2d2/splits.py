@@ -77,7 +77,7 @@ def split_frames(
     look like the training frames. by_scene: scenes drawn with the seed, by `fractions` of (train, val, test). all: all
     frames are training frames. ValueError for another name.
     """
-    frames = sorted(frames)
+    frames = sorted(frames, key=lambda frame: (frame.scene, frame.view, frame.id))  # faster than comparing frames
     if name == "paper":
         return _split_each(frames, _assign_paper)
     if name == "paper_boxes":

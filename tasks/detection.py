@@ -351,9 +351,7 @@ class Detection(Task):
     primary_metric: ClassVar[str] = "ap"
     better: ClassVar[str] = "higher"
     learns_from_empty: ClassVar[bool] = True  # all of it is background
-    labels_for_statistics: ClassVar[int | None] = (
-        None  # small files, and every frame with too many boxes is to be reported
-    )
+    labels_for_statistics: ClassVar[int] = 5000  # small files, and frames with too many boxes are to be reported
     Options = DetectionOptions
     options: DetectionOptions
 
@@ -425,8 +423,9 @@ class Detection(Task):
         fuller = sum(count > self.options.max_boxes for count in counts)
         if fuller:
             warnings.warn(
-                f"{fuller} training frames have more than {self.options.max_boxes} boxes, up to {max(counts)}: their "
-                f"smallest are left out; raise tasks.detection.max_boxes to keep them",
+                f"{fuller} of {len(counts)} training frames looked at have more than {self.options.max_boxes} boxes, "
+                f"up to {max(counts)}: their smallest are left out in training; raise tasks.detection.max_boxes to "
+                "keep them",
                 stacklevel=2,
             )
         self.label_statistics = {"constant": self.find_constant(counts)}

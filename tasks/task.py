@@ -80,7 +80,7 @@ class Task(ABC):
     unit: ClassVar[str] = ""
     resolution: ClassVar[float] = 0.0  # of the labels, in units of the primary metric where lower is better
     learns_from_empty: ClassVar[bool] = False  # whether a label of count 0 says something, as that of an empty frame
-    labels_for_statistics: ClassVar[int | None] = 500  # labels that are read for them, evenly spaced; None: all
+    labels_for_statistics: ClassVar[int] = 500  # labels that are read for them at most, evenly spaced
     Options: ClassVar[type[TaskOptions]]
 
     def __init__(self, options: TaskOptions | None = None, label_statistics: dict[str, Any] | None = None):

@@ -12,8 +12,9 @@ from derived_root import SCENES, write_identity, write_root
 from test_resume import CONFIG, are_same_weights, read_log, run_train, stop_at_check
 
 import evaluate
-from a2d2.frames import Frame
+from a2d2.frames import Frame, list_frames
 from a2d2.images import encode_jpeg, encode_png, write_bytes, write_json
+from tasks import TASKS
 from training.checkpoint import load_weights, save_weights
 from training.record import Record
 from training.stopping import STOPS
@@ -277,3 +278,45 @@ def test_a_changed_assignment_is_noticed(config, tmp_path, capsys):
         patch.setattr("train.assign_labels", lambda has, *_: {name: [0] for name in has})
         assert run_train(patch, config, tmp_path / "run", "--resume") == 1
     assert "assigned to tasks in another way now" in capsys.readouterr().err
+
+
+def prepare_counting(config, *options):
+    """The label statistics of a new start, and how many label files it opened."""
+    import train
+    from tasks.options import OPTIONS
+    from training.config import load_config
+
+    opened = []
+    with pytest.MonkeyPatch.context() as patch:
+        for task in TASKS.values():
+            load = task.load
+            patch.setattr(task, "load", lambda self, frame, load=load: (opened.append(frame), load(self, frame))[1])
+        setup = train.prepare(load_config(config, list(options), OPTIONS))
+    return dict(setup.record.label_statistics), len(opened)
+
+
+def test_label_statistics_are_computed_once_for_the_same_labels_and_anew_for_others(config, root):
+    first, opened = prepare_counting(config, "data.split=all")
+    again, none = prepare_counting(config, "data.split=all")
+    assert opened > 0 and none == 0 and again == first
+    # another option, another regime, another protocol: other statistics, and those of the other tasks are kept
+    other, opened = prepare_counting(config, "data.split=all", "tasks.segmentation.class_balance=0.5")
+    assert opened == 4 and other["segmentation"] != first["segmentation"] and other["depth"] == first["depth"]
+    assert prepare_counting(config, "data.split=all", "data.labels=symmetric")[1] > 0
+    near, _ = prepare_counting(config, "data.split=all", "evaluate.protocol.depth.cap=20")
+    assert near["depth"] != first["depth"]
+    # a label written anew, and one changed in place
+    frame = next(frame for frame in list_frames(root, "steering"))
+    frame.path("steering").unlink()
+    add_steering(frame, 85.0)
+    changed, opened = prepare_counting(config, "data.split=all")
+    assert opened > 0 and changed["steering"] != first["steering"] and changed["depth"] == first["depth"]
+    text = frame.path("steering").read_text()
+    with frame.path("steering").open("w") as file:
+        file.write(text.replace("85.0", "-85.0"))
+    assert prepare_counting(config, "data.split=all")[0]["steering"] != changed["steering"]
+
+
+def test_a_root_that_cannot_be_written_to_is_no_obstacle(config, root):
+    (root / "reports").write_text("a file where a folder would be")
+    assert prepare_counting(config, "data.split=all")[1] > 0
