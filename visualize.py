@@ -108,6 +108,12 @@ def main(arguments: argparse.Namespace | None = None) -> int:
             data = load_trained_data(runs[0], [arguments.data] if arguments.data else None)
         except DatasetError as error:
             raise ValueError(str(error).replace("data.roots", "--data")) from error
+        if runs[0].record is None and not arguments.frames:
+            print(
+                f"visualize: {runs[0].name} does not say what it was trained on, so its {arguments.split} frames are "
+                "those of the rule of its split and may have been trained on",
+                file=sys.stderr,
+            )
         first = arguments.runs[0]
         output = arguments.output or (first if first.is_dir() else first.parent) / "panels"
         if output.exists() and not output.is_dir():

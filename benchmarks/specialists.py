@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import yaml
 
-from evaluate import Scores, evaluate
+from evaluate import Scores, choose_protocol, evaluate
 from experiment import KINDS, load_trained, load_trained_data
 from tasks import TASKS
 from train import train
@@ -46,6 +46,7 @@ def make_configs(specialist: Path) -> tuple[str, dict[str, Config]]:
     shipped = load_config(specialist, [], OPTIONS)
     (task,) = shipped.tasks
     own = {name: value for name, value in demo["tasks"][task].items() if name != "head"}
+    scoring = [*flatten(demo["evaluate"]["protocol"], "evaluate.protocol")]
     recipe = [*flatten(demo["data"], "data"), *flatten(demo["train"], "train"), *flatten(own, f"tasks.{task}")]
     untrained = (
         ["model.encoder.pretrained=false", "model.encoder.norm=group"] if KINDS[shipped.model.kind].encoder else []
@@ -53,7 +54,7 @@ def make_configs(specialist: Path) -> tuple[str, dict[str, Config]]:
     others = [f"tasks.{name}=null" for name in demo["tasks"] if name != task]
     return task, {
         "shared": load_config(DEMO, others, OPTIONS),
-        shipped.model.kind: load_config(specialist, [*recipe, "train.cycle=1", *untrained], OPTIONS),
+        shipped.model.kind: load_config(specialist, [*recipe, *scoring, "train.cycle=1", *untrained], OPTIONS),
     }
 
 
@@ -61,7 +62,9 @@ def score(folder: Path, subset: str) -> tuple[Scores, int]:
     """A run's scores on its own data, and its parameters."""
     trained = load_trained(folder, torch.device("cpu"))
     data = load_trained_data(trained)
-    scores = evaluate(trained.net, trained.tasks, data.subsets[subset], data, trained.size, torch.device("cpu"))
+    protocol = choose_protocol({trained.name: trained}, {})
+    frames, device = data.subsets[subset], torch.device("cpu")
+    scores = evaluate(trained.net, trained.tasks, frames, data, trained.size, device, protocol=protocol)
     return scores, sum(parameter.numel() for parameter in trained.net.parameters())
 
 

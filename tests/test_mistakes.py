@@ -1,11 +1,15 @@
 """A mistake of the user is one line that says what is wrong and what to do, and no traceback."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 from derived_root import write_root
+from script_runs import ROOT
 from test_protocol import score
 from test_resume import CONFIG, run_train
 
@@ -87,3 +91,17 @@ def test_a_checkpoint_is_no_weights_file_and_the_message_says_what_is(config, tm
     (checkpoint, *_) = (tmp_path / "run" / "checkpoints").glob("*.pt")
     code, _, err = score(capsys, checkpoint)
     assert code == 1 and "checkpoint to resume from" in err and "best.safetensors" in err and "copy it again" not in err
+
+
+def test_names_with_umlauts_train_and_resume_under_any_locale(config, tmp_path):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    classes = "{Fußgänger: [Pedestrian], Übrige: [Car]}"
+    path = config.with_name("klaß.yaml")
+    path.write_text(config.read_text() + "\n", encoding="utf-8")
+    options = [f"tasks.detection.classes={classes}", "train.steps=1", "tasks.depth=null", "tasks.segmentation=null"]
+    for said in (b"best weights", b"is finished"):
+        command = [sys.executable, "train.py", "--config", path, "--run", tmp_path / "größe", *options, "--resume"]
+        result = subprocess.run([*map(os.fsencode, command)], cwd=ROOT, capture_output=True, env=environment)
+        assert result.returncode == 0 and said in result.stdout, (result.stdout, result.stderr)
+        assert b"Traceback" not in result.stderr
+    assert "Fußgänger" in (tmp_path / "größe" / "config.yaml").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ A YAML file holds only what differs from the defaults below. The options of the 
 import difflib
 import functools
 import json
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -297,7 +298,7 @@ def load_config(path: str | Path, overrides: list[str], tasks: dict[str, type[Ba
         values["tasks"] = {name: {} if given is None else given for name, given in values["tasks"].items()}
 
     overridden = []
-    for override in overrides:
+    for override in map(_decode, overrides):
         try:
             overridden.append(_apply_override(values, override, tasks))
         except ValueError as error:
@@ -306,7 +307,7 @@ def load_config(path: str | Path, overrides: list[str], tasks: dict[str, type[Ba
     schema = _compose_schema(tuple(tasks.items()))
     _fill_empty_blocks(schema, values)
     if values.get("run") is None:
-        values["run"] = path.stem
+        values["run"] = _decode(path.stem)
     try:
         # Through JSON, because there strict types still let a list become a tuple.
         config = schema.model_validate_json(json.dumps(values), strict=True)
@@ -333,7 +334,7 @@ def save_config(config: Config, path: str | Path) -> None:
     """
     text = yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     with whole_file(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", errors="surrogateescape"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -375,6 +376,13 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _decode(argument: str) -> str:
+    """An argument of the command line as UTF-8, which Python has not decoded where the locale knows only ASCII."""
+    if argument.isascii() or not any("\udc80" <= character <= "\udcff" for character in argument):
+        return argument
+    return os.fsencode(argument).decode("utf-8", errors="replace")
 
 
 def _parse_yaml(text: str) -> tuple[object, list[str]]:

@@ -45,7 +45,9 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 def write_json(path: str | Path, content: object) -> None:
     """Write dicts, lists, texts and numbers as JSON, whole or not at all; numbers that are not finite become null."""
     with whole_file(path) as file:
-        file.write((json.dumps(make_json_ready(content), indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+        text = json.dumps(make_json_ready(content), indent=2, ensure_ascii=False) + "\n"
+        # a path of another encoding than the locale's is written as the bytes it has on disk
+        file.write(text.encode("utf-8", errors="surrogateescape"))
 
 
 def make_json_ready(content: Any) -> Any:

@@ -185,7 +185,8 @@ class Run:
         """Write the validated network as best.safetensors, with `header` for rebuilding it, and its scores."""
         step, skill = state.progress.step, state.progress.best_skill
         save_weights(self.folder / "best.safetensors", state.validated_net.state_dict(), header | {"step": step})
-        write_json(self.folder / "best.json", {"step": step, "skill": skill, "scores": scores})
+        about = {"step": step, "skill": skill, "subset": "val", "protocol": header["protocol"]}
+        write_json(self.folder / "best.json", about | {"scores": scores})
 
     def close(self) -> None:
         if self.log is not None:
