@@ -125,7 +125,7 @@ def test_wrong_value_is_shown_with_what_is_allowed(problems, text, problem):
 @pytest.mark.parametrize("text", ["", "tasks:", "tasks: {}", "seed: 3"])
 def test_config_without_a_task_says_which_there_are(problems, text):
     (line,) = problems(text)
-    assert line.startswith("tasks = ")
+    assert line.startswith("tasks = {}: ")
     assert line.endswith("must name at least one task to train: height, colour")
 
 
@@ -289,15 +289,36 @@ def test_resolved_config_names_every_default(load):
     [
         ("train.batch_size=8", "train.micro_batch"),
         ("batch_size=8", "train.micro_batch"),
+        ("evaluate.batch-size=8", "evaluate.micro_batch"),
+        ("epochs=3", "updates, each after train.cycle micro-batches of each task"),
         ("train.epochs=3", "there are no epochs"),
         ("model.backbone=resnet50", "model.encoder.name"),
         ("train.learning_rate=0.1", "train.optimizer.lr"),
         ("train.lr=0.1", "train.optimizer.lr"),
+        ("optimizer.name=adam", "it is always AdamW"),
+        ("train.optimizer.name=adam", "it is always AdamW"),
+        ("train.wd=0.1", "train.optimizer.weight_decay"),
+        ("amp=true", "train.precision"),
+        ("gpus=2", "train.device"),
+        ("train.iterations=9", "train.steps"),
+        ("max_steps=9", "train.steps"),
+        ("data.root=x", "data.roots"),
+        ("data.path=x", "data.roots"),
+        ("model.encoder.path=x", "allowed here: name, pretrained, weights, norm"),
+        ("train.resume=true", "--resume"),
+        ("model.img_size=3", "model.input_size"),
+        ("image_size=3", "model.input_size"),
         ("data.num_workers=2", "data.workers"),
-        ("train.device=0", "cuda:0"),
+        ("train.device=0", "write cuda:0"),
+        ("train.device=2", "write cuda:2"),
+        ("train.device=true", "write cuda:0"),
+        ("train.device=-1", "write cuda:0"),
+        ("run=5", 'must be text, for which YAML needs quotes: "5"'),
+        ('run="a\\0b"', "must be a name below runs/"),
+        ("data.limit=-33", "data.limit = -33: must be greater than 0"),
         ("run=/tmp/run", "--run FOLDER"),
         ("run=../run", "--run FOLDER"),
-        ("balancing.weights={height: 0, colour: 0}", "the weights of all tasks are 0"),
+        ("balancing.weights={height: 0, colour: 0}", "balancing.weights gives every task 0"),
     ],
 )
 def test_words_of_other_projects_and_common_slips_get_an_answer(tmp_path, override, answer):
@@ -314,9 +335,57 @@ def test_a_control_character_is_named_with_its_place(tmp_path, character, name):
     path.write_text(f"seed: 1\ntasks: {{height: {character}}}\n")
     with pytest.raises(ConfigError, match=rf"line 2: is not YAML: the character {re.escape(name)} in column 17"):
         load_config(path, [], TASKS)
+    path.write_text(f"\ufefftasks: {character}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"line 1: is not YAML: the character {re.escape(name)} in column 8"):
+        load_config(path, [], TASKS)
     path.write_text("tasks: {height: }\n")
-    with pytest.raises(ConfigError, match="override"):
+    with pytest.raises(ConfigError, match=rf"override .*the character {re.escape(name)}") as caught:
         load_config(path, [f"seed={character}"], TASKS)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "override"),
+    [
+        ("tasks: {height: }", "a\nb=3"),
+        ("tasks: {height: }", "seed=[\n"),
+        ("tasks: {height: }", "a\x1b[31mb=3"),
+        ('tasks: {height: }\n"a\\nb": 1', "seed=1"),
+        ('tasks: {height: }\n"a\\eb": 1', "seed=1"),
+        ('tasks: {height: }\n"a\\nb": 1\n"a\\nb": 1', "seed=1"),
+    ],
+)
+def test_a_problem_is_one_line_that_a_terminal_can_show(load, text, override):
+    with pytest.raises(ConfigError) as caught:
+        load(text, override)
+    assert all(line.isprintable() for line in caught.value.problems)
+    assert str(caught.value).splitlines() == caught.value.problems
+
+
+def test_what_is_nested_too_deeply_is_refused(problems):
+    assert problems("[" * 5000) == ["is not YAML for a config: it is nested too deeply"]
+    (line,) = problems("tasks: {height: }", f"seed={'[' * 5000}")
+    assert line.startswith("override") and line.endswith("it is nested too deeply")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "c.yaml"
+    path.write_text("tasks: {height: }\nrun: Übung\n", encoding=encoding)
+    with pytest.raises(ConfigError, match=r"c\.yaml: is not a text file in UTF-8$"):
+        load_config(path, [], TASKS)
+
+
+@pytest.mark.parametrize("weights", ["{height: 0}", "{height: 0, colour: 1}", "{height: 0.0, colour: 1e-3}"])
+def test_one_weight_above_zero_is_enough(load, weights):
+    load("tasks: {height: {}, colour: {}}", f"balancing.weights={weights}")
+
+
+def test_weights_of_chosen_tasks_alone_decide(problems):
+    """A weight that a task which does not train keeps is no weight above 0."""
+    text = "tasks: {height: {}}\nbalancing: {weights: {height: 0, colour: 1}}"
+    (line,) = problems(text)
+    assert line.endswith("balancing.weights gives every task 0, so nothing would be learned; give one more than 0")
 
 
 def test_a_byte_order_mark_is_no_character_of_the_first_key(tmp_path):

@@ -1,6 +1,7 @@
 """What older versions wrote: weights files load under the new names, old config keys and checkpoints are refused."""
 
 import json
+import re
 
 import pytest
 import safetensors.torch
@@ -10,8 +11,8 @@ import training.checkpoint
 from experiment import build_network, build_tasks, load_trained
 from tasks import TASKS
 from training.checkpoint import load_newest_checkpoint, save_checkpoint, save_weights
-from training.config import ConfigError, Model, load_config
-from training.renamed import RENAMED_FEATURES, RENAMED_KEYS, find_new_key, rename_all
+from training.config import ConfigError, Model, config_to_dict, load_config
+from training.renamed import OTHER_WORDS, RENAMED_FEATURES, RENAMED_KEYS, find_new_key, find_other_word, rename_all
 
 SIZE = (96, 64)
 
@@ -23,6 +24,29 @@ def test_every_old_key_has_a_new_one_and_other_keys_have_none():
         assert find_new_key(find_new_key(key)) is None
         assert find_new_key(f"{key}.more") is None
     assert find_new_key("tasks.depth") is None and find_new_key("codec") is None
+
+
+def list_keys(block, prefix=""):
+    for name, value in block.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from list_keys(value, f"{prefix}{name}.")
+
+
+def test_answers_to_words_of_other_projects_name_keys_that_exist(tmp_path):
+    (tmp_path / "c.yaml").write_text(f"tasks: {{{', '.join(f'{name}: ' for name in TASKS)}}}\n")
+    config = load_config(tmp_path / "c.yaml", [], {name: task.Options for name, task in TASKS.items()})
+    keys = set(list_keys(config_to_dict(config)))
+    for word, answer in OTHER_WORDS.items():
+        named = set(re.findall(r"\b[a-z_]+(?:\.[a-z_]+)+", answer))
+        assert named <= keys and (named or "--run" in answer), word
+        assert word not in keys, "a key of the config is no other project's word"
+
+
+def test_a_word_with_a_dot_has_its_answer_below_that_block_alone():
+    assert find_other_word("train.optimizer.name") == find_other_word("optimizer.name") == OTHER_WORDS["optimizer.name"]
+    assert find_other_word("data.path") and find_other_word("model.encoder.path") is None
+    assert find_other_word("name") is None and find_other_word("train.Batch-Size") == OTHER_WORDS["batch_size"]
 
 
 def test_names_change_where_they_stand_for_what_was_renamed_and_nowhere_else():

@@ -31,17 +31,23 @@ from pydantic import (
 )
 
 from training.files import whole_file
-from training.renamed import OTHER_WORDS, find_new_key
+from training.renamed import find_new_key, find_other_word
 
 LONGEST_VALUE = 60
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a config: `problems`, one line each; `str(error)` is those lines."""
+    """Everything that is wrong with a config: `problems`, one line each; `str(error)` is those lines.
+
+    Line breaks and control characters, which a key or an override can hold, are written as escapes.
+    """
 
     def __init__(self, problems: list[str]):
-        self.problems = problems
-        super().__init__("\n".join(problems))
+        self.problems = [
+            "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in problem)
+            for problem in problems
+        ]
+        super().__init__("\n".join(self.problems))
 
 
 class Closed(BaseModel):
@@ -222,7 +228,7 @@ class Config(Closed):
 
     seed: int = Field(0, ge=0, description="of everything that is random")
     run: str = Field(
-        pattern=r"^[^./\\][^/\\]*(/[^./\\][^/\\]*)*$",
+        pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*(/[^./\\\x00-\x1f][^/\\\x00-\x1f]*)*$",
         description="name of the run's folder; by default the name of the config file without its ending",
     )
     deterministic: Literal[True, False, "warn", "auto"] = Field(
@@ -243,7 +249,7 @@ class Config(Closed):
     def check_weights(cls, balancing, info):
         tasks = info.data.get("tasks", {})
         if tasks and all(balancing.weights.get(name, 1.0) == 0 for name in tasks):
-            raise ValueError("the weights of all tasks are 0, so nothing would be learned; give one a weight above 0")
+            raise ValueError("balancing.weights gives every task 0, so nothing would be learned; give one more than 0")
         return balancing
 
     @field_serializer("tasks")
@@ -387,8 +393,9 @@ def _decode(argument: str) -> str:
 
 def _parse_yaml(text: str) -> tuple[object, list[str]]:
     """Return the value of a YAML text and what is wrong with it; ValueError if it is no YAML at all."""
+    text = text.removeprefix("\ufeff")
     try:
-        loader = _Loader(text.removeprefix("\ufeff"))
+        loader = _Loader(text)  # refuses control characters before it is made
     except yaml.reader.ReaderError as error:
         before, character = text[: error.position], ord(text[error.position])
         line, column = before.count("\n") + 1, error.position - before.rfind("\n")
@@ -401,6 +408,8 @@ def _parse_yaml(text: str) -> tuple[object, list[str]]:
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{where}is not YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise ValueError("is not YAML for a config: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"is not YAML for a config: {error}") from error
     finally:
@@ -525,22 +534,25 @@ def _explain(details: Mapping[str, Any], blocks: dict[str, list[str]]) -> tuple[
         return key, f"{key} = {_show(details['input'])}: must be a block of keys" + (f": {keys}" if keys else "")
     given = _show(details["input"])
     if key == "run" and details["type"] == "string_pattern_mismatch":
-        advice = "must be the name of a folder in runs/, without a leading dot or slash; for another give --run FOLDER"
+        advice = "must be a name below runs/, without a leading dot or slash; for another folder give --run FOLDER"
         return key, f"run = {given}: {advice}"
-    if key == "train.device" and isinstance(details["input"], int):
-        return key, f"train.device = {given}: must be a name; a GPU with this number is cuda:{given}"
+    if key == "train.device" and details["type"] == "string_type":
+        number = details["input"] if type(details["input"]) is int and details["input"] >= 0 else 0
+        return key, f"train.device = {given}: must be auto, cpu or the name of a GPU; write cuda:{number}"
+    if details["type"] == "string_type" and isinstance(details["input"], (bool, int, float)):
+        return key, f'{key} = {given}: must be text, for which YAML needs quotes: "{given}", in a shell \'"{given}"\''
     message = details["msg"].removeprefix("Value error, ").replace("valid array", "list")
     message = re.sub(r"^\w+ should ", "must ", message)
     return key, f"{key} = {given}: {message}"
 
 
 def _suggest(location: list[str], blocks: dict[str, list[str]]) -> str:
-    """The key that was probably meant: a similar one in this block, the same or a similar one elsewhere, else all."""
+    """The key that was probably meant: this project's word for another's, a similar one in this block, the same or a
+    similar one elsewhere, else all of the block."""
+    if answer := find_other_word(".".join(location)):
+        return answer
     *parents, name = location
     block = ".".join(parents)
-    word = name.lower().replace("-", "_")
-    if word in OTHER_WORDS:
-        return OTHER_WORDS[word]
     near = difflib.get_close_matches(name, blocks.get(block, []), n=1)
     if near:
         return f"did you mean '{near[0]}'?"
@@ -555,5 +567,7 @@ def _suggest(location: list[str], blocks: dict[str, list[str]]) -> str:
 
 def _show(value: object) -> str:
     """Return a value as YAML would write it on one line, shortened."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_none=True)
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
