@@ -50,5 +50,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/preprocessing.py
 	$(BIN)/python benchmarks/boxes_set.py
+	$(BIN)/python benchmarks/writing.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/networks.py --speed

@@ -199,7 +199,8 @@ def index_roots(
     owner: dict[Frame, Path] = {}
     for path, root in roots.items():
         found = list_frames(path, root.image_kind, views)
-        for frame in owner.keys() & set(found):
+        if shared := owner.keys() & set(found):
+            frame = min(shared)
             raise DatasetError(f"frame {frame} is in two roots, {owner[frame]} and {path}; leave one of them out")
         owner |= dict.fromkeys(found, path)
     return sorted(owner, key=lambda frame: (frame.scene, frame.view, frame.id)), roots

@@ -76,7 +76,9 @@ def make_root(folder: Path, frames: int) -> Path:
         for kind in KINDS:
             frame.path(kind).parent.mkdir(parents=True, exist_ok=True)
             os.link(sources[number % len(sources)].path(kind), frame.path(kind))
-    write_plain_json(root / "dataset.json", json.loads((folder / "derived" / "dataset.json").read_text("utf-8")))
+    write_plain_json(
+        root / "dataset.json", json.loads((folder / "derived" / "dataset.json").read_text(encoding="utf-8"))
+    )
     return root
 
 

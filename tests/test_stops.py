@@ -91,6 +91,8 @@ def start(*command):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # as many threads as in this process, because other numbers round differently
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
 
 
