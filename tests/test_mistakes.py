@@ -1,38 +1,23 @@
 """A mistake of the user is one line that says what is wrong and what to do, and no traceback."""
 
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
-import torch
-import yaml
 from derived_root import write_root
 from script_runs import ROOT
 from test_protocol import score
-from test_resume import CONFIG, run_train
+from tiny_run import run_train, write_config
 
 from a2d2.frames import list_frames
-from training.stopping import STOPS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def keep_signals():
-    before = {number: signal.getsignal(number) for number in STOPS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     write_root(folder / "root")
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(folder / "root")]}}))
-    return path
+    return write_config(folder / "tiny.yaml", folder / "root")
 
 
 def explain(capsys, config, folder, *options):

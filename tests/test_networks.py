@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,17 +34,6 @@ def derived(tmp_path_factory):
     (empty,) = (frame for frame in frames if (frame.scene, frame.id) == WITHOUT_BOXES)
     write_json(empty.path("boxes"), {"boxes": [{"box": [8.0, 20.0, 40.0, 44.0], "class": "Car", "visible": 1.0}]})
     return root
-
-
-@pytest.fixture(autouse=True)
-def keep_process_state():
-    """Training in this process sets signal handlers and PyTorch's determinism."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    state = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(state[0], warn_only=state[1])
 
 
 def make_tasks(**given):

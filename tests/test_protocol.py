@@ -1,33 +1,20 @@
 """One table, one ruler: what scores is the protocol's, the same for every run, and results come as they are made."""
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from derived_root import write_root
-from test_resume import CONFIG, run_train
+from tiny_run import run_train, write_config
 
 import evaluate
 from tasks import TASKS
 from tasks.options import OPTIONS
 from training.checkpoint import load_weights, save_weights
-from training.stopping import STOPS
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def keep_signals():
-    before = {number: signal.getsignal(number) for number in STOPS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +25,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     write_root(folder / "root")
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(folder / "root")]}}))
+    path = write_config(folder / "tiny.yaml", folder / "root")
     with pytest.MonkeyPatch.context() as patch:
         assert run_train(patch, path, folder / "run") == 0
     return folder / "run"

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from derived_root import SCENES, write_identity, write_root
-from test_resume import CONFIG, are_same_weights, read_log, run_train, stop_at_check
+from tiny_run import are_same_weights, read_log, run_train, stop_at_check, write_config
 
 import evaluate
 from a2d2.frames import Frame, list_frames
@@ -17,18 +15,8 @@ from a2d2.images import encode_jpeg, encode_png, write_bytes, write_json
 from tasks import TASKS
 from training.checkpoint import load_weights, save_weights
 from training.record import Record
-from training.stopping import STOPS
 
 NEW_SCENES = tuple(f"201801{day:02d}_000000" for day in range(4, 10))
-
-
-@pytest.fixture(autouse=True)
-def keep_signals():
-    before = {number: signal.getsignal(number) for number in STOPS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -39,9 +27,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def config(root, tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(root)]}}))
-    return path
+    return write_config(tmp_path / "tiny.yaml", root)
 
 
 def add_frame(root, scene, identity, steering=None):

@@ -1,63 +1,24 @@
 """A run that is stopped anywhere and resumed is the run that was never stopped: weights, scores and log."""
 
 import json
-import signal
 
 import pytest
 import torch
-import yaml
 from derived_root import write_root
+from tiny_run import CONFIG, are_same_weights, read_log, run_train, stop_at_check, write_config
 
 import train
 from tasks import TASKS
 from tasks.depth import Depth
 from training.checkpoint import load_weights
 from training.config import load_config
-from training.stopping import STOPS
-
-CONFIG = {
-    "data": {"split": "by_scene", "workers": 0, "augment": {"scale": [1.0, 1.3], "color": 0.2}},
-    "model": {
-        "encoder": {"name": "resnet18", "pretrained": False, "norm": "group"},
-        "neck": {"width": 32, "repeats": 1},
-    },
-    "tasks": {
-        "segmentation": {"head": {"width": 32}},
-        "depth": {"head": {"width": 16, "layers": 1}},
-        "detection": {"head": {"width": 32, "layers": 1}},
-        "steering": {},
-    },
-    "train": {
-        "steps": 4,
-        "micro_batch": 1,
-        "schedule": {"warmup_steps": 2},
-        "ema": {"decay": 0.9, "ramp": 2},
-        "evaluate_every": 2,
-        "save_every": 3,
-        "log_every": 1,
-    },
-    "balancing": {"normalise": "init"},
-    "log": {"tensorboard": False},
-}
-
-
-@pytest.fixture(autouse=True)
-def keep_signals():
-    """train.py takes the signals for itself; the tests give them back."""
-    before = {number: signal.getsignal(number) for number in STOPS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     write_root(folder / "root")
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(folder / "root")]}}))
-    return path
+    return write_config(folder / "tiny.yaml", folder / "root")
 
 
 @pytest.fixture(scope="module")
@@ -66,37 +27,6 @@ def whole(config, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         assert run_train(patch, config, folder) == 0
     return folder
-
-
-def run_train(patch, config, folder, *options):
-    patch.setattr("sys.argv", ["train.py", "--config", str(config), "--run", str(folder), *options])
-    return train.main()
-
-
-def stop_at_check(patch, number):
-    """Let a real signal arrive just before the flag is looked at for the n-th time."""
-    looked = train.StopFlag.check
-    calls = []
-
-    def check(self):
-        calls.append(1)
-        if len(calls) == number:
-            signal.raise_signal(signal.SIGTERM)
-        looked(self)
-
-    patch.setattr(train.StopFlag, "check", check)
-
-
-def read_log(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
-
-
-def are_same_weights(first, second):
-    ours, theirs = (load_weights(folder / "best.safetensors") for folder in (first, second))
-    assert ours[0].keys() == theirs[0].keys()
-    assert ours[1] == theirs[1]
-    return all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
 
 
 # before step 2, in the evaluation after it, before step 3, in the last evaluation

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from derived_root import write_root
-from test_resume import CONFIG, are_same_weights, read_log, run_train
+from tiny_run import are_same_weights, read_log, run_train, write_config
 
 import train
 from a2d2.frames import list_frames
@@ -21,7 +20,6 @@ from training import owner
 from training.checkpoint import load_newest_checkpoint
 from training.loading import explain_memory, explain_worker_death
 from training.owner import FolderInUseError, Owner
-from training.stopping import STOPS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,32 +52,18 @@ PLACES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def keep_signals():
-    before = {number: signal.getsignal(number) for number in STOPS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     write_root(folder / "root")
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(folder / "root")], "workers": 2}}))
-    return path
+    return write_config(folder / "tiny.yaml", folder / "root", workers=2)
 
 
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    before = {number: signal.getsignal(number) for number in STOPS}
     with pytest.MonkeyPatch.context() as patch:
         assert run_train(patch, config, folder, "data.workers=0") == 0
-    for number, handler in before.items():
-        signal.signal(number, handler)
     return folder
 
 

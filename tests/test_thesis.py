@@ -10,7 +10,7 @@ import pytest
 import torch
 from derived_root import write_root
 from test_balancing import Backbone, Mean, Square
-from test_resume import are_same_weights, keep_signals, read_log, run_train, stop_at_check  # noqa: F401
+from tiny_run import are_same_weights, read_log, run_train, stop_at_check
 from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode

@@ -16,7 +16,8 @@ class StoppedError(Exception):
 
 
 class StopFlag:
-    """Set by the first Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, read between steps; the second ends the program at once.
+    """Set by the first Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, read between steps; a second Ctrl-C ends the program
+    at once.
 
     A process forked from this one is no concern of these signals: whoever sends them to the whole group, as SLURM and a
     terminal do, still gets one stop.
