@@ -76,7 +76,7 @@ def explain_missing(item: dict, limit_ms: float = LIMIT_MS) -> str:
     """Why `convert_steering` finds no angle in this item."""
     timestamps, _ = _read_angles(item, limit_ms)
     if len(timestamps):
-        gap = np.abs(timestamps - int(item["timestamp"])).min()
+        gap = np.abs(timestamps - _find_time(item, timestamps)).min()
         return f"nearest sample {gap / 1000:.0f} ms away"
     own, signs = read_signal(item, ANGLE)[0], read_signal(item, f"{ANGLE}_sign")[0]
     if len(own) and len(signs) and (gap := np.abs(own[:, None] - signs[None]).min()) > 1000 * limit_ms:
@@ -96,7 +96,7 @@ def convert_steering(item: dict, limit_ms: float = LIMIT_MS) -> dict | None:
     timestamps, angles = _read_angles(item, limit_ms)
     if len(angles) == 0:
         return None
-    frame_time = int(np.median(timestamps) if item.get("timestamp") is None else item["timestamp"])
+    frame_time = _find_time(item, timestamps)
     angle = _pick_nearest(timestamps, angles, frame_time, limit_ms)
     if angle is None:
         return None
@@ -108,6 +108,10 @@ def convert_steering(item: dict, limit_ms: float = LIMIT_MS) -> dict | None:
         "angles_deg": [float(angle) for angle in angles],
         "timestamps_us": [int(timestamp) for timestamp in timestamps],
     }
+
+
+def _find_time(item: dict, timestamps: np.ndarray) -> int:
+    return int(np.median(timestamps) if item.get("timestamp") is None else item["timestamp"])
 
 
 def _pick_nearest(timestamps: np.ndarray, values: np.ndarray, time: int, limit_ms: float) -> float | None:

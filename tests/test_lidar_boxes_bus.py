@@ -279,6 +279,14 @@ def test_a_sample_far_from_the_moment_is_no_sample(offset_us):
     assert convert_steering(item)["speed_kmh"] is None
 
 
+def test_an_item_without_a_time_takes_the_middle_of_its_samples_as_long_as_one_is_near_it():
+    item = make_item([1.5, 3.0, 4.5], [0, 1, 0])
+    del item["timestamp"]
+    assert convert_steering(item)["angle_deg"] == -3.0
+    item = make_item([1.5, 3.0], [0, 1], times=[1000, 1_001_000], timestamp=None)
+    assert convert_steering(item) is None and explain_missing(item) == "nearest sample 500 ms away"
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3])
 def test_samples_in_another_unit_of_time_are_no_samples(unit):
     start = 1_533_653_462_000_000
