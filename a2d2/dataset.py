@@ -58,11 +58,10 @@ class Geometry:
     def sample_nearest(self, array: np.ndarray) -> np.ndarray:
         """Transform a map (H, W) of the source, of any resolution, by nearest neighbour; the result has `size`."""
         height, width = array.shape[:2]
-        left, top, crop_width, crop_height = self.crop
+        left, top = self.crop[:2]
         columns = (left + (np.arange(self.size[0]) + 0.5) / self.scale[0]) * width / self.source[0]
         rows = (top + (np.arange(self.size[1]) + 0.5) / self.scale[1]) * height / self.source[1]
-        whole = (left, top, crop_width, crop_height) == (0, 0, *self.source) and (width, height) == self.size
-        if not whole:
+        if not self._keeps_pixels(array):
             array = array[rows.astype(np.intp)[:, None], columns.astype(np.intp)[None]]
         return np.ascontiguousarray(array[:, ::-1]) if self.flip else array
 
@@ -73,20 +72,26 @@ class Geometry:
         neighbourhood would lose most points of a map that shrinks, keep some that others hide, and double points of one
         that grows.
         """
-        height, width = array.shape[:2]
-        rows, columns = np.nonzero(array)
-        x = (columns + 0.5) * self.source[0] / width - self.crop[0]
-        y = (rows + 0.5) * self.source[1] / height - self.crop[1]
-        new_columns = np.floor(x * self.scale[0]).astype(np.intp)
-        new_rows = np.floor(y * self.scale[1]).astype(np.intp)
-        inside = (
-            (new_columns >= 0) & (new_columns < self.size[0]) & (new_rows >= 0) & (new_rows < self.size[1])
-        ).nonzero()[0]
-        values = array[rows[inside], columns[inside]]
-        order = np.argsort(-values, kind="stable")  # the last of several values for one pixel stays
-        result = np.zeros(self.size[::-1], array.dtype)
-        result[new_rows[inside[order]], new_columns[inside[order]]] = values[order]
+        result = array
+        if not self._keeps_pixels(array):
+            height, width = array.shape
+            x = (np.arange(width) + 0.5) * self.source[0] / width - self.crop[0]
+            y = (np.arange(height) + 0.5) * self.source[1] / height - self.crop[1]
+            new_columns = np.floor(x * self.scale[0]).astype(np.intp)
+            new_rows = np.floor(y * self.scale[1]).astype(np.intp)
+            left, right = np.searchsorted(new_columns, (0, self.size[0]))
+            top, bottom = np.searchsorted(new_rows, (0, self.size[1]))
+            array, new_columns, new_rows = array[top:bottom, left:right], new_columns[left:right], new_rows[top:bottom]
+            rows, columns = np.divmod(np.flatnonzero(array), max(array.shape[1], 1))
+            values = array[rows, columns]
+            order = np.argsort(-values, kind="stable")  # the last of several values for one pixel stays
+            result = np.zeros(self.size[::-1], array.dtype)
+            result[new_rows[rows[order]], new_columns[columns[order]]] = values[order]
         return np.ascontiguousarray(result[:, ::-1]) if self.flip else result
+
+    def _keeps_pixels(self, array: np.ndarray) -> bool:
+        """Whether a map keeps its pixels, but for a flip."""
+        return self.crop == (0, 0, *self.source) and array.shape[1::-1] == self.size
 
     def map_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (n, 4) [x1, y1, x2, y2] of edges in the source -> in the result, not clipped."""
