@@ -351,7 +351,7 @@ class Detection(Task):
     primary_metric: ClassVar[str] = "ap"
     better: ClassVar[str] = "higher"
     learns_from_empty: ClassVar[bool] = True  # all of it is background
-    labels_for_statistics: ClassVar[int] = 5000  # small files, and frames with too many boxes are to be reported
+    labels_for_statistics: ClassVar[int] = 2000  # small files, and frames with too many boxes are to be reported
     Options = DetectionOptions
     options: DetectionOptions
 

@@ -80,7 +80,7 @@ class Steering(Task):
     better: ClassVar[str] = "lower"
     unit: ClassVar[str] = "deg"
     resolution: ClassVar[float] = 0.15  # docs/a2d2-format.md, section 7.1
-    labels_for_statistics: ClassVar[int] = 5000  # files of a few bytes
+    labels_for_statistics: ClassVar[int] = 2000  # files of a few bytes
     Options = SteeringOptions
     options: SteeringOptions
 
