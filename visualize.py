@@ -67,7 +67,10 @@ def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -
 
 @torch.no_grad()
 def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.device) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows: the tasks of all runs. Columns: image, ground truth, each run's prediction; a black field where missing."""
+    """Rows: the tasks of all runs. Columns: image, ground truth, each run's prediction; a black field where missing.
+
+    The caption of a run says so if it was trained on this frame.
+    """
     tasks = {name: task for trained in runs for name, task in trained.tasks.items()}
     # small images are enlarged, so that lines and text on them are sharp
     enlarge = math.ceil(LEAST_WIDTH / data.size[0])
@@ -94,7 +97,9 @@ def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.devi
             drawn = nothing.copy()
             if name in prediction:
                 drawn = trained.tasks[name].draw(image, prediction[name][0])
-            fields.append(write_text(drawn, trained.name, (0, image.shape[0])))
+            seen = trained.record is not None and str(frame) in trained.record.trained
+            caption = f"{trained.name}, trained on this frame" if seen else trained.name
+            fields.append(write_text(drawn, caption, (0, image.shape[0])))
         rows.append(np.concatenate(fields, axis=1))
     return np.concatenate(rows, axis=0)
 
@@ -108,12 +113,12 @@ def main(arguments: argparse.Namespace | None = None) -> int:
             data = load_trained_data(runs[0], [arguments.data] if arguments.data else None)
         except DatasetError as error:
             raise ValueError(str(error).replace("data.roots", "--data")) from error
-        if runs[0].record is None and not arguments.frames:
-            print(
-                f"visualize: {runs[0].name} does not say what it was trained on, so its {arguments.split} frames are "
-                "those of the rule of its split and may have been trained on",
-                file=sys.stderr,
-            )
+        for trained in runs:
+            if not trained.knows_frames:
+                print(
+                    f"visualize: {trained.name} does not say which frames it was trained on; these may be among them",
+                    file=sys.stderr,
+                )
         first = arguments.runs[0]
         output = arguments.output or (first if first.is_dir() else first.parent) / "panels"
         if output.exists() and not output.is_dir():

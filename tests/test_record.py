@@ -10,6 +10,7 @@ from derived_root import SCENES, write_identity, write_root
 from tiny_run import are_same_weights, read_log, run_train, stop_at_check, write_config
 
 import evaluate
+import visualize
 from a2d2.frames import Frame, list_frames
 from a2d2.images import encode_jpeg, encode_png, write_bytes, write_json
 from tasks import TASKS
@@ -232,6 +233,23 @@ def test_runs_with_other_subsets_are_scored_on_frames_that_none_was_trained_on(c
         assert list_scored(results, run) <= common
     for task in results["run0"]:
         assert results["run0"][task]["scored_frames"] == results["run1"][task]["scored_frames"]
+
+
+def test_a_picture_says_of_each_run_whether_it_was_trained_on_this_frame(config, root, tmp_path, monkeypatch):
+    runs = [train_whole(config, tmp_path / f"run{seed}", f"data.split_seed={seed}") for seed in (0, 1)]
+    captions = []
+    monkeypatch.setattr(visualize, "write_text", lambda image, text, *place: captions.append(text) or image)
+    names = sorted({name for run in runs for each in read_record(run).subsets.values() for name in each})
+    for name in names:
+        captions.clear()
+        monkeypatch.setattr(
+            "sys.argv", ["visualize.py", *map(str, runs), "--frames", name, "--output", str(tmp_path / "panels")]
+        )
+        assert visualize.main() == 0
+        for run in runs:
+            marked = name in read_record(run).subsets["train"]
+            assert (f"{run.name}, trained on this frame" if marked else run.name) in captions
+            assert (run.name if marked else f"{run.name}, trained on this frame") not in captions
 
 
 def test_weights_without_a_record_are_refused_or_marked(config, tmp_path, capsys):
