@@ -252,7 +252,9 @@ def choose_protocol(runs: Mapping[str, Trained], given: Mapping[str, Any]) -> Pr
         details = error.errors(include_url=False)[0]
         key = ".".join(map(str, details["loc"][:2]))
         flag = name_flag(*key.split(".")) if "." in key else f"--{key}"
-        raise WrongUseError(f"{flag} {details['input']}: {details['msg'].removeprefix('Value error, ')}") from error
+        raise WrongUseError(
+            f"{flag} {details['input']}: {details['msg'].removeprefix('Value error, ').replace('Input should', 'must')}"
+        ) from error
     # what a protocol leaves to the run, the first that has the task decides
     tasks = {name: task for trained in reversed(runs.values()) for name, task in trained.tasks.items()}
     completed = {name: task.complete_protocol(getattr(protocol, name)) for name, task in tasks.items()}
