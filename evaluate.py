@@ -195,6 +195,14 @@ def format_table(results: dict[str, Scores], markdown: bool = False) -> str:
             notes.append(f"* {run}: it is unknown whether it was trained on these frames")
     if len({_list_skilled(scores) for scores in results.values()}) > 1:
         notes.append("the mean skills are over different tasks, so they cannot be compared")
+    constants: dict[str, set[float]] = {}
+    for task, score in ((task, score) for scores in results.values() for task, score in scores.items()):
+        constants.setdefault(task, set()).update({score["constant"]} - {None})
+    if differing := [task for task, values in constants.items() if len(values) > 1]:
+        notes.append(
+            f"{', '.join(differing)}: the runs have other constant baselines, found on other training labels or under "
+            "another protocol, so compare their scores and not their skills"
+        )
     widths = [max(len(row[column]) for row in [header, *lines]) for column in range(len(header))]
     rows = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *lines]]
     if markdown:

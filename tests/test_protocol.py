@@ -100,7 +100,11 @@ def test_runs_that_were_validated_differently_need_a_choice(run, capsys):
     other = vary(run, "other", lambda header: header["protocol"]["depth"].update(cap=30.0))
     code, _, err = score(capsys, run, other, "--split", "all")
     assert code == 2 and "depth.cap: 80.0 of run, 30.0 of other; choose with --cap" in err
-    assert score(capsys, run, other, "--split", "all", "--cap", "50")[0] == 0
+    code, out, _ = score(capsys, run, other, "--split", "all", "--cap", "50")
+    assert code == 0 and "other constant baselines" not in out
+    # as after a training on other labels
+    other = vary(run, "other", lambda header: header["fitted"]["depth"].update(constant=30.0))
+    assert "depth: the runs have other constant baselines" in score(capsys, run, other, "--split", "all")[1]
 
 
 def test_a_run_with_other_classes_is_marked_and_left_out(run, capsys):
