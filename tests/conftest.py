@@ -1,5 +1,7 @@
-"""What every test gives back: a training that runs in the process of the tests takes signals and PyTorch's settings."""
+"""What every test gives back: signals and PyTorch's settings, which a training in the process of the tests takes, and
+the environment, in which a dask cluster leaves MKL_NUM_THREADS=1 for the processes of later tests."""
 
+import os
 import signal
 import sys
 
@@ -9,8 +11,12 @@ from training.stopping import STOPS
 
 
 def keep_process_state():
+    environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in STOPS}
     yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if "torch" in sys.modules:
