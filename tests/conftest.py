@@ -4,6 +4,7 @@ the environment, in which a dask cluster leaves MKL_NUM_THREADS=1 for the proces
 import os
 import signal
 import sys
+from unittest.mock import patch
 
 import pytest
 
@@ -11,12 +12,9 @@ from training.stopping import STOPS
 
 
 def keep_process_state():
-    environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in STOPS}
-    yield
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(environment)
+    with patch.dict(os.environ):
+        yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if "torch" in sys.modules:
