@@ -11,10 +11,14 @@ a run was trained on is never scored under another subset's name.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from a2d2.console import allow_any_text
 from tasks.options import OPTIONS
 from training.arguments import count, count_or_none
 from training.config import Protocol, compose_protocol
-from training.stopping import exit_on_interrupt
+from training.stopping import StoppedError, exit_on_interrupt
 
 DONE, ERROR, WRONG_USE = 0, 1, 2
 SCORING = [(task, field) for task, options in OPTIONS.items() for field in options.Protocol.model_fields]
@@ -64,6 +68,12 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--details", action="store_true", help="print all metrics, not only the primary ones")
     parser.add_argument("--output", type=Path, help="also write everything to this JSON file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of the network; bf16 is faster on a GPU, and rounds (default: fp32)",
+    )
     parser.add_argument("--micro-batch", type=count, default=4, help="frames at a time")
     parser.add_argument("--workers", type=count_or_none, default=2, help="processes that load frames")
     return parser.parse_args()
@@ -81,8 +91,9 @@ from tqdm import tqdm
 from a2d2.dataset import DatasetError, FrameDataset
 from a2d2.frames import Frame
 from experiment import Data, Trained, WrongUseError, index_data, load_data, load_trained, pick_device
-from tasks.task import Task
-from training.balancing import find_rows, move, take_rows
+from tasks.task import Metrics, Task
+from training.cycle import move
+from training.distributed import Ranks
 from training.files import write_json
 from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches
 
@@ -102,41 +113,89 @@ def evaluate(
     check_stop: Callable[[], None] = lambda: None,
     protocol: Protocol | None = None,
     labels: Mapping[str, Collection[Frame]] | None = None,
+    ranks: Ranks | None = None,
+    autocast: Callable = contextlib.nullcontext,
 ) -> Scores:
     """Score a network in evaluation mode on the labelled frames.
 
     `protocol`: what is scored, the `evaluate.protocol` block of a config. `labels`: task -> the frames whose label is
-    used; by default those that have one. `check_stop` is called between batches and may raise.
+    used; by default those that have one. `check_stop` is called between batches and may raise. Of several `ranks` each
+    scores some of the micro-batches that one would score, and all return the scores of all, to the last digit those of
+    one. `autocast` opens a context of mixed precision.
 
     Returns for each task: `headline` (name of its primary metric), `score`, `constant` (the score of the constant
     baseline on the same labels), `skill`, `frames` (number of frames with a label), `scored_frames` (their names) and
     `metrics` (all of them); values are None if no frame has a label.
     """
     protocol = compose_protocol(OPTIONS)() if protocol is None else protocol
+    ranks = ranks or Ranks()
     scored_size = protocol.size or data.size
-    dataset = FrameDataset(frames, data.roots, tasks, size=size, target_size=scored_size, labels=labels)
-    scored = {name: task.metrics(getattr(protocol, name)) for name, task in tasks.items()}
-    baseline = {name: task.metrics(getattr(protocol, name)) for name, task in tasks.items()}
-    names: dict[str, list[str]] = {name: [] for name in tasks}
-    net.eval()
-    total = -(-len(frames) // micro_batch)
-    with closing(load_batches(dataset, workers, device, batch_size=micro_batch)) as batches:
-        for batch in tqdm(batches, desc="evaluate", total=total, leave=False, unit="batch"):
-            check_stop()
-            rows = find_rows(batch)
-            if not rows:
-                continue
-            image = batch["image"].to(device)
-            outputs = net(image, {name: found.to(device) for name, found in rows.items()})
-            for name, output in outputs.items():
-                target = move(take_rows(batch["targets"][name], rows[name]), device)
-                scored[name].update(tasks[name].predict(output, scored_size), target)
-                baseline[name].update(tasks[name].predict_constant(target), target)
-                names[name] += [batch["frame"][row] for row in rows[name].tolist()]
-    return {
-        name: _summarise(task, scored[name].compute(), baseline[name].compute(), names[name])
+    batches = -(-len(frames) // micro_batch)
+    first, last = (batches * rank // ranks.world * micro_batch for rank in (ranks.rank, ranks.rank + 1))
+    dataset = FrameDataset(frames[first:last], data.roots, tasks, size=size, target_size=scored_size, labels=labels)
+    parts = {
+        name: Scored(task.metrics(getattr(protocol, name)), task.metrics(getattr(protocol, name)))
         for name, task in tasks.items()
     }
+    problem: Exception | None = None
+    try:
+        _score(net, tasks, dataset, parts, scored_size, device, micro_batch, workers, check_stop, ranks, autocast)
+    except (StoppedError, OSError, ValueError, WorkerError) as error:
+        problem = error
+    ranks.agree([], problem)
+    parts, *others = ranks.gather(parts)
+    for other in others:
+        for name in tasks:
+            parts[name].merge(other[name])
+    return {
+        name: _summarise(task, parts[name].metrics.compute(), parts[name].baseline.compute(), parts[name].frames)
+        for name, task in tasks.items()
+    }
+
+
+@dataclass
+class Scored:
+    """Of one task: the metrics of the predictions and of the constant baseline, and the names of the scored frames."""
+
+    metrics: Metrics
+    baseline: Metrics
+    frames: list[str] = dataclass_field(default_factory=list)
+
+    def merge(self, other: "Scored") -> None:
+        self.metrics.merge(other.metrics)
+        self.baseline.merge(other.baseline)
+        self.frames += other.frames
+
+
+def _score(
+    net: nn.Module,
+    tasks: Mapping[str, Task],
+    dataset: FrameDataset,
+    parts: Mapping[str, Scored],
+    scored_size: tuple[int, int],
+    device: torch.device,
+    micro_batch: int,
+    workers: int,
+    check_stop: Callable[[], None],
+    ranks: Ranks,
+    autocast: Callable,
+) -> None:
+    """Add the predictions on all frames of a dataset to the parts."""
+    net.eval()
+    total = -(-len(dataset) // micro_batch)
+    with closing(load_batches(dataset, workers, device, batch_size=micro_batch)) as batches:
+        for batch in tqdm(batches, "evaluate", total, leave=False, unit="batch", disable=not ranks.first):
+            check_stop()
+            if not batch["rows"]:
+                continue
+            image = batch["image"].to(device, non_blocking=True)
+            with autocast():
+                outputs = net(image, move(batch["rows"], device))
+            for name, output in outputs.items():
+                target = move(batch["targets"][name], device)
+                parts[name].metrics.update(tasks[name].predict(output, scored_size), target)
+                parts[name].baseline.update(tasks[name].predict_constant(target), target)
+                parts[name].frames += [batch["frame"][row] for row in batch["rows"][name].tolist()]
 
 
 def _summarise(task: Task, metrics: dict[str, Any], baseline: dict[str, Any], frames: list[str]) -> dict[str, Any]:
@@ -346,10 +405,12 @@ def evaluate_run(
     device = pick_device(arguments.device, "--device")
     conflicts = {task: each.find_conflict(getattr(protocol, task)) for task, each in trained.tasks.items()}
     scored = {task: each for task, each in trained.tasks.items() if not conflicts[task]}
+    net = trained.net.to(device, memory_format=torch.channels_last)
+    autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bf16")
     scores = (
         evaluate(
-            trained.net.to(device), scored, frames, data, trained.size, device, arguments.micro_batch,
-            arguments.workers, protocol=protocol,
+            net, scored, frames, data, trained.size, device, arguments.micro_batch, arguments.workers,
+            protocol=protocol, autocast=autocast,
         )
         if scored
         else {}
@@ -364,6 +425,7 @@ def evaluate_run(
             "step": trained.header.get("step"),
             "trained_frames": "recorded" if trained.knows_frames else "unknown",
             "protocol": getattr(protocol, task).model_dump(mode="json") | {"size": list(protocol.size or data.size)},
+            "precision": arguments.precision,
         }
     return result
 
@@ -439,7 +501,7 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[dict[str, Scores], list
     steps = ", ".join(f"{name} of step {trained.header.get('step')}" for name, trained in runs.items())
     about = [
         f"{arguments.split}: {len(frames)} frames of {where}; weights: {steps}",
-        f"protocol: {describe_protocol(protocol, tasks, data)}",
+        f"protocol: {describe_protocol(protocol, tasks, data)}; precision {arguments.precision}",
     ]
     return results, [*about, *notes], errors
 

@@ -1,6 +1,7 @@
 """Train one network on several tasks, from frames that carry labels for any subset of them.
 
     python train.py --config configs/demo.yaml [train.steps=100 ...] [--run runs/demo] [--resume]
+    torchrun --nproc-per-node 2 train.py --config configs/demo.yaml --resume      # the same run on two GPUs
 
 Leaves a run folder, described in training/run.py.
 """
@@ -39,9 +40,10 @@ if __name__ == "__main__":
     COMMAND = read_arguments()
     STOP = StopFlag()
 
+import json
 import random
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -71,13 +73,27 @@ from experiment import (
     read_split,
 )
 from tasks.task import Task
-from training.balancing import LossWeights, NonFiniteError, Normaliser, backward_cycle
+from training.balancing import Balancer, NonFiniteError, Normaliser
+from training.config import MICRO_BATCH
+from training.cycle import Cycle, CycleBackward, count_labels
+from training.distributed import RankError, Ranks, join_ranks
 from training.ema import EmaWeights
-from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches
+from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches, send_ahead
+from training.parts import check_ranks, compile_parts, freeze_parts, recompute_neck, start_training
 from training.record import Record
 from training.run import Run, RunState
-from training.sampling import CycleSampler, assign_labels, hash_assignment
-from training.updates import UPDATES
+from training.sampling import (
+    CycleSampler,
+    Stream,
+    assign_labels,
+    build_streams,
+    draw_budget,
+    find_repeat_factors,
+    hash_assignment,
+    read_assignment,
+    write_assignment,
+)
+from training.updates import AsyncUpdate, CycleUpdate, Update
 
 
 @dataclass
@@ -96,16 +112,61 @@ class Setup:
     labels: dict[str, frozenset[Frame]]
     assignment: dict[str, list[int]]
     size: tuple[int, int]
+    ranks: Ranks
+
+    def write_assignment(self) -> str:
+        """The text of assignment.json."""
+        return write_assignment(self.frames, self.assignment)
+
+    def build_streams(self) -> list[Stream]:
+        """The streams of frames that training draws from."""
+        micro_batch = self.config.train.micro_batch
+        if isinstance(micro_batch, dict):
+            micro_batch = {name: micro_batch.get(name, MICRO_BATCH) for name in self.tasks}
+        active = {
+            name: (task.options.train.from_step, task.options.train.until_step) for name, task in self.tasks.items()
+        }
+        return build_streams(self.assignment, name_regime(self.config), micro_batch, active, self.record.repeat_factors)
+
+    def build_sampler(self, first_step: int) -> CycleSampler:
+        """This rank's micro-batches from `first_step` to the last."""
+        options = self.config.train
+        return CycleSampler(
+            self.build_streams(), options.cycle, self.config.seed, first_step, options.steps, options.merge,
+            self.ranks.rank, self.ranks.world,
+        )  # fmt: skip
 
 
-def prepare(config: Config, record: Record | None = None) -> Setup:
-    """Config -> tasks, frames, labels; the tasks hold their label statistics. ValueError says what is missing.
+def name_regime(config: Config) -> str:
+    """The label regime without its details: budget and file are "as_is" with fewer labels."""
+    return config.data.labels if isinstance(config.data.labels, str) else next(iter(config.data.labels))
 
-    With the record of a run that is resumed, frames, labels and statistics are those it started with.
-    """
-    device = pick_device(config.train.device)
+
+def check_start(config: Config, device: torch.device, ranks: Ranks) -> None:
+    """WrongUseError for what cannot run on this device or these ranks."""
     if config.train.precision == "fp16" and device.type == "cpu":
         raise WrongUseError("train.precision=fp16 is for a GPU; take fp32 or bf16 on the CPU")
+    if not ranks.alone and config.train.update == "async":
+        raise WrongUseError(
+            "train.update=async is for one process: each group steps when it has counted enough samples, one after the "
+            "other; train without torchrun, or take train.update=cycle"
+        )
+    if not ranks.alone and device.type == "cuda" and torch.cuda.device_count() <= ranks.local:
+        raise WrongUseError(
+            f"rank {ranks.rank} has no GPU of its own: this machine has {torch.cuda.device_count()}; start as many "
+            "ranks as GPUs, or take train.device=cpu"
+        )
+
+
+def prepare(config: Config, record: Record | None = None, kept: str | None = None, ranks: Ranks | None = None) -> Setup:
+    """Config -> tasks, frames, labels; the tasks hold their label statistics. ValueError says what is missing.
+
+    With the record of a run that is resumed, frames, labels and statistics are those it started with; `kept`: the text
+    of its assignment.json, if that is there.
+    """
+    ranks = ranks or Ranks()
+    device = pick_rank_device(config, ranks)
+    check_start(config, device, ranks)
     tasks = build_tasks(config.tasks, record and dict(record.label_statistics))
     check_fit(config.model, tasks)  # mistakes in the config are reported before any file is read
     split = read_split(config.data)
@@ -122,16 +183,47 @@ def prepare(config: Config, record: Record | None = None) -> Setup:
         labels = {
             name: frozenset(by_name[frame] for frame in record.labels[name] if frame in by_name) for name in tasks
         }
-        assignment = assign_training_labels(config, data.subsets["train"], labels)
+        assignment = read_kept_assignment(kept, data.subsets["train"]) or assign_training_labels(
+            config, data.subsets["train"], labels
+        )
     frames = data.subsets["train"]
     if hash_assignment(frames, assignment) != record.assignment:
         raise ValueError(
-            "the labels that this run was trained on are assigned to tasks in another way now, so the code has "
-            "changed: finish the run with the version that began it, or start another with --run"
+            "the labels that this run was trained on are assigned to tasks in another way now, so its assignment.json, "
+            "the file it came from, or the code has changed: put that back, or start another run with --run"
         )
-    return Setup(
-        config, device, tasks, split, data, record, frames, labels, assignment, config.model.input_size or data.size
-    )
+    size = config.model.input_size or data.size
+    setup = Setup(config, device, tasks, split, data, record, frames, labels, assignment, size, ranks)
+    fewest = setup.build_sampler(0).find_fewest()
+    if fewest == 0:
+        raise WrongUseError(
+            "there are steps in which no task is trained: see from_step and until_step of tasks.*.train"
+        )
+    if fewest < ranks.world:
+        raise WrongUseError(
+            f"{ranks.world} ranks share steps of {fewest} micro-batches, so some would have nothing to do: raise "
+            f"train.cycle to {-(-ranks.world * config.train.cycle // fewest)} or more (with a smaller "
+            "train.micro_batch the step has as many frames as before), or start fewer ranks"
+        )
+    return setup
+
+
+def pick_rank_device(config: Config, ranks: Ranks) -> torch.device:
+    """The device of the config; of several ranks on a machine each has the GPU of its number."""
+    device = pick_device(config.train.device)
+    return torch.device("cuda", ranks.local) if device.type == "cuda" and not ranks.alone else device
+
+
+def read_kept_assignment(text: str | None, frames: list[Frame]) -> dict[str, list[int]] | None:
+    """The assignment of a run that is resumed; None if its file is not there or not as it was written."""
+    position = {str(frame): index for index, frame in enumerate(frames)}
+    try:
+        return {
+            name: [position[f"{folder}/{each}"] for folder, members in groups.items() for each in members]
+            for name, groups in json.loads(text or "null")["labels"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def start_record(
@@ -160,6 +252,7 @@ def start_record(
         config.evaluate.protocol, data.roots,
     )  # fmt: skip
     everywhere = [frame for members in data.subsets.values() for frame in members]
+    factors = compute_repeat_factors(config, tasks, frames, assignment)
     record = Record(
         {subset: tuple(map(str, members)) for subset, members in data.subsets.items()},
         {name: tuple(str(frame) for frame in everywhere if frame in found) for name, found in labels.items()},
@@ -167,8 +260,30 @@ def start_record(
         hash_assignment(frames, assignment),
         data.find_identity([task.kind for task in tasks.values()]),
         inherited,
+        factors,
     )
     return record, assignment
+
+
+def compute_repeat_factors(
+    config: Config, tasks: dict[str, Task], frames: list[Frame], assignment: dict[str, list[int]]
+) -> dict[str, list[float]]:
+    """Task -> how often its frames are drawn in comparison, of the tasks that draw rare frames more often.
+
+    All their labels are read. WrongUseError under a regime in which tasks have no streams of their own.
+    """
+    wanted = {name: below for name, task in tasks.items() if (below := getattr(task.options, "oversample_below", None))}
+    if wanted and name_regime(config) == "symmetric":
+        raise WrongUseError(
+            f"tasks.{next(iter(wanted))}.oversample_below needs a stream of its own, and under data.labels=symmetric "
+            "all tasks share one: take another regime"
+        )
+    factors = {}
+    for name, below in wanted.items():
+        indices = tqdm(assignment[name], desc=f"read the labels of {name}", leave=False, unit="label")
+        categories = [tasks[name].list_categories(tasks[name].load(frames[index])) for index in indices]
+        factors[name] = [round(factor, 6) for factor in find_repeat_factors(categories, below)]
+    return factors
 
 
 def assign_training_labels(
@@ -176,7 +291,12 @@ def assign_training_labels(
 ) -> dict[str, list[int]]:
     """Task -> the training frames, by index, whose label of it the regime uses."""
     has_label = {name: [frame in found for frame in frames] for name, found in labels.items()}
-    return assign_labels(has_label, config.data.labels, config.seed)
+    chosen, seed = config.data.labels, config.data.labels_seed
+    if isinstance(chosen, str):
+        return assign_labels(has_label, chosen, seed)
+    if "file" in chosen:
+        return read_assignment(Path(chosen["file"]), frames, has_label)
+    return draw_budget(frames, has_label, chosen["budget"], seed)
 
 
 def check_labels(
@@ -198,30 +318,58 @@ def check_labels(
 
 
 def build_state(setup: Setup, load_pretrained: bool = True) -> RunState:
-    """The network, its EMA, its optimizers and its loss weights, as they are before the first step.
+    """The network, its EMA, its optimizers and its balancing, as they are before the first step.
 
     Without `load_pretrained` the weights are those of no file, because a checkpoint follows."""
     config, device = setup.config, setup.device
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    net = build_network(config.model, setup.tasks, setup.size, load_pretrained)
+    balance = build_balancer(config, setup.tasks)
+    # the first rank's weights are sent to the others, so that each is not asked for the file
+    net = build_network(config.model, setup.tasks, setup.size, load_pretrained and setup.ranks.first)
     if config.train.init is not None and load_pretrained:
         for note in initialise(net, config.train.init):
             tqdm.write(note)
-    net = net.to(device, memory_format=memory_format)
+    net = net.to(device, torch.float64 if config.train.precision == "fp64" else None, memory_format=memory_format)
+    setup.ranks.copy_from_first([*net.parameters(), *net.buffers()])
+    freeze_parts(net, config.train.freeze)
+    check_ranks(net, setup.ranks.world)
+    if config.train.recompute:
+        recompute_neck(net)
     ema = None if config.train.ema is None else EmaWeights(net, **config.train.ema.model_dump())
-    normaliser = Normaliser(setup.tasks)
-    backward = partial(
-        backward_cycle,
-        net,
-        tasks=setup.tasks,
-        device=device,
-        autocast=choose_autocast(config.train.precision, device),
-        memory_format=memory_format,
-        normaliser=normaliser,
-    )
-    update = UPDATES[config.train.update](net, config.train, backward)
-    balance = LossWeights(list(setup.tasks), config.balancing.weights, config.balancing.normalise)
-    return RunState(net, ema, update, balance, normaliser)
+    if config.train.compile:
+        compile_parts(net)
+    autocast = choose_autocast(config.train.precision, device)
+    update = build_update(config, net, setup.tasks, device, autocast, memory_format, setup.ranks, balance)
+    return RunState(net, ema, update, balance, update.normaliser)
+
+
+def build_update(
+    config: Config,
+    net: torch.nn.Module,
+    tasks: dict[str, Task],
+    device: torch.device,
+    autocast: Callable,
+    memory_format: torch.memory_format,
+    ranks: Ranks | None = None,
+    balance: Balancer | None = None,
+) -> Update:
+    """What turns cycles into new weights of `net`, by the config's train and balancing blocks."""
+    balance = balance or build_balancer(config, tasks)
+    backward = CycleBackward(net, tasks, device, autocast, memory_format, ranks)
+    if config.train.update == "async":
+        return AsyncUpdate(net, config.train, backward, balance, Normaliser(tasks))
+    return CycleUpdate(net, config.train, backward, balance, Normaliser(tasks), config.balancing.rows)
+
+
+def build_balancer(config: Config, tasks: dict[str, Task]) -> Balancer:
+    """The config's way of balancing; WrongUseError if its solver is not installed."""
+    try:
+        return Balancer(list(tasks), config.balancing, config.seed)
+    except ImportError as error:
+        raise WrongUseError(
+            f"balancing.method={config.balancing.method} needs packages that are not installed: {error} (their "
+            "licences: docs/training.md), or take another method"
+        ) from error
 
 
 def set_determinism(config: Config, device: torch.device) -> None:
@@ -241,27 +389,33 @@ def choose_autocast(precision: str, device: torch.device):
     """A function that opens an autocast context for "fp32", "bf16" or "fp16"; "auto" takes bf16 where a GPU has it."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return partial(torch.autocast, device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def load_cycles(setup: Setup, first_step: int) -> Generator[list[dict[str, Any]], None, None]:
-    """The micro-batches of each step from `first_step` (from 0) to the last, loaded by `data.workers` processes.
+def load_cycles(setup: Setup, first_step: int) -> Generator[Cycle, None, None]:
+    """This rank's micro-batches of each step from `first_step` (from 0) to the last, loaded by `data.workers` processes
+    and on their way to the GPU one step ahead.
 
     `seed` of a micro-batch is a function of the config's seed, the step, and its number in the step: what layers draw
-    is then the same in a run that was resumed.
+    is then the same in a run that was resumed, on any number of ranks.
     """
     options = setup.config.data
-    train = setup.config.train
-    sampler = CycleSampler(
-        setup.assignment, options.labels, train.micro_batch, train.cycle, setup.config.seed, first_step, train.steps
-    )
+    sampler = setup.build_sampler(first_step)
+    used = {name: {setup.frames[index] for index in indices} for name, indices in setup.assignment.items()}
     augmentation = Augmentation(**options.augment.model_dump())
-    dataset = FrameDataset(setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation, labels=setup.labels)
+    dataset = FrameDataset(
+        setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation, labels=used, for_training=True
+    )
+
+    def gather(batches: Iterator[Any]) -> Iterator[Cycle]:
+        for step in range(first_step, setup.config.train.steps):
+            draw = random.Random(f"layers {setup.config.seed} {step}")
+            seeds = [draw.getrandbits(63) for _ in range(sampler.count_micro_batches(step))]
+            yield [next(batches) | {"seed": seeds[number]} for number in sampler.list_own(step)]
+
     with closing(load_batches(dataset, options.workers, setup.device, batch_sampler=sampler)) as batches:
-        for step in range(first_step, train.steps):
-            seeds = random.Random(f"layers {setup.config.seed} {step}")
-            yield [next(batches) | {"seed": seeds.getrandbits(63)} for _ in range(sampler.batches_per_step)]
+        yield from send_ahead(gather(batches), setup.device)
 
 
 def validate(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
@@ -273,9 +427,9 @@ def validate(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
         workers = min(setup.config.data.workers, 2)
         scores = evaluate(
             state.validated_net, setup.tasks, frames, setup.data, setup.size, setup.device, options.micro_batch,
-            workers, stop.check, options.protocol, setup.labels,
+            workers, stop.check, options.protocol, setup.labels, ranks=setup.ranks,
         )  # fmt: skip
-        run.log.event("evaluate", progress.step, **flatten_scores(scores))
+        run.log_event("evaluate", progress.step, **flatten_scores(scores))
         for score in scores.values():
             del score["scored_frames"]  # they are in the record
     skill = mean_skill(scores)
@@ -283,47 +437,69 @@ def validate(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
     if skill is None or progress.best_skill is None or skill > progress.best_skill:
         progress.best_skill = skill
         run.save_best(state, describe_model(setup), scores)
-        if scores:
+        if scores and setup.ranks.first:
             tqdm.write(format_table({run.folder.name: scores}))
     progress.validated = True
 
 
-def train(config: Config, folder: Path, resume: bool, stop: StopFlag | None = None) -> None:
+def train(config: Config, folder: Path, resume: bool, stop: StopFlag | None = None, ranks: Ranks | None = None) -> None:
     """The whole run, from the config to the best weights; StoppedError after a signal."""
-    stop = stop or StopFlag()
+    stop, ranks = stop or StopFlag(), ranks or Ranks()
     set_determinism(config, pick_device(config.train.device))
-    run = Run(folder, config, resume)
+    run = Run(folder, config, resume, ranks)
     try:
         if run.progress.step == config.train.steps and run.progress.validated:
-            tqdm.write(f"{folder} is finished: all {config.train.steps} steps are done")
+            if ranks.first:
+                tqdm.write(f"{folder} is finished: all {config.train.steps} steps are done")
             return
-        setup = prepare(config, run.record)
+        setup = prepare_together(config, run, ranks)
         state = build_state(setup, load_pretrained=not run.progress.step)
-        run.start(setup.record, state)
-        print_start(setup, state)
+        run.start(setup.record, setup.write_assignment(), state)
+        if ranks.first:
+            print_start(setup, state)
         run_steps(setup, state, run, stop)
     finally:
         run.close()
 
 
+def prepare_together(config: Config, run: Run, ranks: Ranks) -> Setup:
+    """The first rank prepares the run; the others do it with what it has found, as if they resumed."""
+    setup = ranks.lead(lambda: SharedSetup(prepare(config, run.record, run.assignment, ranks)))
+    if setup.whole is not None:
+        return setup.whole
+    return prepare(config, setup.record, setup.assignment, ranks)
+
+
+class SharedSetup:
+    """A setup, of which other ranks get the record and the assignment alone."""
+
+    def __init__(self, whole: Setup):
+        self.whole: Setup | None = whole
+        self.record, self.assignment = whole.record, whole.write_assignment()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"whole": None}
+
+
 def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
     """The training loop, from the step that `state` has reached to the last; whatever ends it, its work is kept."""
     options, progress = setup.config.train, state.progress
+    measure_every = setup.config.balancing.measure_every
     cycles = load_cycles(setup, progress.step)
     between_steps = True
     try:
         if not progress.validated:
             validate(setup, state, run, stop)
             run.save(state)
-        for step in tqdm(range(progress.step, options.steps), initial=progress.step, total=options.steps):
-            stop.check()
-            cycle = next(cycles)
+        steps = range(progress.step, options.steps)
+        for step in tqdm(steps, initial=progress.step, total=options.steps, disable=not setup.ranks.first):
+            cycle, counts = take_cycle(cycles, setup, stop)
 
             # a step: gradients of all tasks, one update
             between_steps = False
-            state.net.train()
-            losses, measures = state.update.step(step, cycle, state.balance.weights())
-            state.balance.observe(losses)
+            start_training(state.net, options.freeze)
+            measure = measure_every is not None and (step + 1) % measure_every == 0
+            losses, measures = state.update.step(step, cycle, counts, measure)
             progress.step = step + 1
             if state.ema is not None:
                 state.ema.update(state.net, step + 1)
@@ -332,9 +508,9 @@ def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
             # once in a while: log, save, validate; saving comes first, because validation reads other files
             last = progress.step == options.steps
             progress.validated = not (last or progress.step % options.evaluate_every == 0)
-            if progress.step % options.log_every == 0 or last:
+            if progress.step % options.log_every == 0 or last or measure:
                 losses = {f"loss/{name}": loss for name, loss in losses.items()}
-                run.log.event("train", progress.step, **losses, **measures)
+                run.log_event("train", progress.step, **losses, **measures)
             if not progress.validated or progress.step % options.save_every == 0:
                 run.save(state)
             if not progress.validated:
@@ -350,14 +526,32 @@ def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
         cycles.close()
 
 
+def take_cycle(cycles: Iterator[Cycle], setup: Setup, stop: StopFlag) -> tuple[Cycle, dict[str, int]]:
+    """The next step's micro-batches of this rank, and the counts of their labels on all ranks, of the tasks that have a
+    labelled row on any. A signal, or an error in loading, on one rank ends all before the same step."""
+    cycle: Cycle = []
+    problem: Exception | None = None
+    try:
+        stop.check()
+        cycle = next(cycles)
+    except (StoppedError, OSError, ValueError, WorkerError) as error:
+        problem = error
+    names = list(setup.tasks)
+    counts, rows = count_labels(names, cycle)
+    totals = setup.ranks.agree([*counts, *rows], problem)
+    counts, rows = totals[: len(names)], totals[len(names) :]
+    return cycle, {name: int(count) for name, count, there in zip(names, counts, rows, strict=True) if there}
+
+
 def save_after(error: Exception, state: RunState, run: Run) -> None:
     """Keep the work of a run that an error ends; if that fails, too, the checkpoint before stays the newest."""
     try:
-        run.save(state)
-    except OSError as second:
-        tqdm.write(f"train: step {state.progress.step} could not be saved: {second}", file=sys.stderr)
+        run.save(state, after_error=True)
+    except (OSError, RankError) as second:
+        if run.ranks.first:
+            tqdm.write(f"train: step {state.progress.step} could not be saved: {second}", file=sys.stderr)
     else:
-        if not isinstance(error, StoppedError):
+        if run.ranks.first and not isinstance(error, StoppedError):
             tqdm.write(f"train: step {state.progress.step} is saved, --resume goes on from there", file=sys.stderr)
 
 
@@ -394,30 +588,38 @@ def print_start(setup: Setup, state: RunState) -> None:
     parameters = sum(parameter.numel() for parameter in state.net.parameters())
     labels = ", ".join(f"{name} {len(indices)}" for name, indices in setup.assignment.items())
     sizes = ", ".join(f"{subset} {len(frames)}" for subset, frames in setup.data.subsets.items())
-    tqdm.write(f"{parameters / 1e6:.1f} M parameters on {setup.device}; frames: {sizes}; training labels: {labels}")
+    where = f"{setup.device}" if setup.ranks.alone else f"{setup.ranks.world} ranks"
+    tqdm.write(f"{parameters / 1e6:.1f} M parameters on {where}; frames: {sizes}; training labels: {labels}")
 
 
 def main(command: tuple[Config, Path, bool] | None = None, stop: StopFlag | None = None) -> int:
     config, folder, resume = command or read_arguments()
+    stop, ranks = stop or StopFlag(), Ranks()
     try:
-        train(config, folder, resume, stop)
-    except WrongUseError as error:
-        print(f"train: {error}", file=sys.stderr)
-        return WRONG_USE
-    except StoppedError:
-        print(f"train: stopped; the same command with --resume goes on from {folder}", file=sys.stderr)
-        return STOPPED
-    except (OSError, ValueError, NonFiniteError, WorkerError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return ERROR
+        ranks = join_ranks(config.train.device, config.train.timeout)
+        train(config, folder, resume, stop, ranks)
+    except (WrongUseError, StoppedError, OSError, ValueError, NonFiniteError, WorkerError, RankError) as error:
+        code = name_exit_code(error)
+        if ranks.speaks:
+            advice = f"; the same command with --resume goes on from {folder}" if code == STOPPED else ""
+            print(f"train: {'stopped' if code == STOPPED else error}{advice}", file=sys.stderr)
+        return code
     except (RuntimeError, MemoryError) as error:
         if (explanation := explain_memory(error) or explain_worker_death(error)) is None:
             raise
         print(f"train: {explanation}", file=sys.stderr)
         return ERROR
-    if (folder / "best.safetensors").exists():
+    finally:
+        ranks.close()
+    if ranks.first and (folder / "best.safetensors").exists():
         print(f"best weights: {folder / 'best.safetensors'}")
     return DONE
+
+
+def name_exit_code(error: Exception) -> int:
+    if isinstance(error, StoppedError):
+        return STOPPED
+    return WRONG_USE if isinstance(error, WrongUseError) else ERROR
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.devi
     rows = []
     for name, task in tasks.items():
         fields = [write_text(image.copy(), f"{name}  {frame}")]
-        if sample["labelled"][name]:
+        if name in sample["targets"]:
             fields.append(
                 write_text(task.draw_label(image, sample["targets"][name]), "ground truth", (0, image.shape[0]))
             )

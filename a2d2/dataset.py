@@ -232,11 +232,17 @@ class FrameDataset(Dataset):
 
     A sample is a dict:
         image     uint8 (3, H, W), RGB, at the training size
-        targets   {task: target} as `task.transform` returns it; `task.blank` if the label is missing or not loaded
-        labelled  {task: bool tensor ()}, whether the label was loaded
+        targets   {task: target} as `task.transform` returns it, of the tasks whose label was loaded
         camera    float32 (3, 3), the pinhole matrix of `image`, pixel centres at integers. A zoom leaves the focal
                   length, because it divides depth instead
         frame     "scene/view/id"
+
+    A batch of B samples, as `collate` makes it, is the same with a first dimension, but of each task it holds only the
+    n rows that have a label, and nothing of a task without any:
+        targets   {task: target of n rows}
+        rows      {task: int64 (n,)}, which samples of the batch these are
+        counts    {task: int64 (n,)}, `task.count` of these rows; only with `for_training`
+        frame     list of B names
     """
 
     def __init__(
@@ -248,9 +254,10 @@ class FrameDataset(Dataset):
         augmentation: Augmentation | None = None,
         target_size: tuple[int, int] | None = None,
         labels: Mapping[str, Collection[Frame]] | None = None,
+        for_training: bool = False,
     ):
         """`size`: (width, height) of images, by default that of the datasets; `target_size`: of targets, by default
-        `size`."""
+        `size`; `for_training`: targets have all that the losses need, and batches have counts."""
         self.frames = list(frames)
         self.roots = dict(roots)
         self.tasks = dict(tasks)
@@ -259,6 +266,7 @@ class FrameDataset(Dataset):
         self.target_size = target_size or self.size
         self.augmentation = augmentation or Augmentation()
         self.labels = labels
+        self.for_training = for_training
 
     def _load_label(self, name: str, frame: Frame) -> Any | None:
         if self.labels is None:
@@ -290,17 +298,17 @@ class FrameDataset(Dataset):
             image = self.augmentation.change_color(image, rng)
         target_geometry = Geometry(geometry.source, geometry.crop, self.target_size, geometry.flip)
 
-        targets, labelled = {}, {}
+        targets = {}
         for name, task in self.tasks.items():
             label = self._load_label(name, frame) if name in names else None
-            targets[name] = task.blank(self.target_size) if label is None else task.transform(label, target_geometry)
-            labelled[name] = torch.tensor(label is not None)
+            if label is not None:
+                target = task.transform(label, target_geometry)
+                targets[name] = task.prepare_loss(target) if self.for_training else target
         camera = geometry.map_camera(root.cameras[frame.view])
         camera[[0, 1], [0, 1]] /= geometry.zoom
         return {
             "image": geometry.transform_image(image).contiguous(),
             "targets": targets,
-            "labelled": labelled,
             "camera": torch.from_numpy(camera).float(),
             "frame": str(frame),
         }
@@ -308,5 +316,12 @@ class FrameDataset(Dataset):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of samples, for a DataLoader: each task makes the batch of its targets."""
         batch = default_collate([{key: sample[key] for key in sample if key != "targets"} for sample in samples])
-        targets = {name: [sample["targets"][name] for sample in samples] for name in self.tasks}
-        return batch | {"targets": {name: self.tasks[name].collate(targets[name]) for name in self.tasks}}
+        batch |= {"targets": {}, "rows": {}} | ({"counts": {}} if self.for_training else {})
+        for name, task in self.tasks.items():
+            rows = [row for row, sample in enumerate(samples) if name in sample["targets"]]
+            if rows:
+                batch["rows"][name] = torch.tensor(rows)
+                batch["targets"][name] = task.collate([samples[row]["targets"][name] for row in rows])
+                if self.for_training:
+                    batch["counts"][name] = task.count(batch["targets"][name])
+        return batch

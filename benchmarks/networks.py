@@ -17,13 +17,12 @@ the backward pass and unused memory of the allocator are not counted; --memory m
 """
 
 import argparse
-import contextlib
 import json
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,20 +31,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from _fake_gpu import autocast_as_on_gpu, make_batch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from experiment import WrongUseError, build_network, build_tasks, pick_device
 from tasks import TASKS
 from tasks.task import Task
-from training.balancing import backward_cycle
+from train import build_update
 from training.config import Config, ConfigError, load_config
-from training.updates import UPDATES
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT / "configs" / "symmetric.yaml"
@@ -99,6 +97,12 @@ def find_size(config: Config) -> tuple[int, int]:
     return int(named[1]), int(named[2])
 
 
+def find_micro_batch(config: Config) -> int:
+    """Frames in the largest micro-batch."""
+    given = config.train.micro_batch
+    return max(given.values()) if isinstance(given, dict) else given
+
+
 def choose_precision(config: Config) -> str:
     """What `train.precision` comes to on a GPU that has bfloat16; fp16 takes as much room."""
     return "fp32" if config.train.precision == "fp32" else "bf16"
@@ -130,22 +134,6 @@ class Ledger:
         return tensor
 
 
-@contextlib.contextmanager
-def autocast_as_on_gpu(precision: str) -> Iterator[None]:
-    """What torch.autocast("cuda", torch.bfloat16) does for "bf16", and refuses to do where there is no GPU."""
-    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    torch.set_autocast_enabled("cuda", precision == "bf16")
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
-        torch.set_autocast_enabled("cuda", before[0])
-        torch.set_autocast_dtype("cuda", before[1])
-
-
 def count_loss(task: Task, output: Any, size: tuple[int, int]) -> int:
     """Bytes that the loss of one image keeps; the output is replaced by zeros of its shape, the label is blank."""
     zeros = tree_map(
@@ -153,7 +141,7 @@ def count_loss(task: Task, output: Any, size: tuple[int, int]) -> int:
     )
     ledger = Ledger([leaf for leaf in tree_leaves(zeros) if isinstance(leaf, Tensor)])
     with saved_tensors_hooks(ledger.add, lambda tensor: tensor):
-        task.loss(zeros, default_collate([task.blank(size)]))
+        task.loss(zeros, task.collate([task.prepare_loss(task.blank(size))]))
     return ledger.bytes
 
 
@@ -167,7 +155,7 @@ def count_forward(
     def run(part: nn.Module, work: Callable, *arguments: Any) -> tuple[Any, Module]:
         before = ledger.bytes
         hooks = saved_tensors_hooks(ledger.add, lambda tensor: tensor)
-        with autocast_as_on_gpu(precision), FlopCounterMode(display=False) as counter, hooks:
+        with autocast_as_on_gpu(precision == "bf16"), FlopCounterMode(display=False) as counter, hooks:
             result = work(*arguments)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -198,7 +186,7 @@ def measure(path: Path) -> Network:
         net.to_empty(device="cuda")
     precision = choose_precision(config)
     (once, outputs), (twice, _) = (count_forward(net, batch, size, precision, mode) for batch in (1, 2))
-    network = Network(name_config(path), config.model.kind, precision, size, config.train.micro_batch)
+    network = Network(name_config(path), config.model.kind, precision, size, find_micro_batch(config))
     network.heads = tuple(net.heads)
     for name, part in once.items():
         more = twice[name].saved - part.saved
@@ -229,21 +217,14 @@ def measure_step(path: Path) -> int:
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     net = build_network(config.model, tasks, size, load_pretrained=False).to(device, memory_format=layout).train()
     averaged = [parameter.detach().clone() for parameter in net.parameters()] if config.train.ema is not None else []
-    count = config.train.micro_batch
-    batch = {
-        "image": torch.randint(0, 256, (count, 3, size[1], size[0]), dtype=torch.uint8),
-        "targets": {name: default_collate([task.blank(size)] * count) for name, task in tasks.items()},
-        "labelled": {name: torch.ones(count, dtype=torch.bool) for name in tasks},
-        "frame": ["none"] * count,
-    }
+    batch = make_batch(tasks, size, find_micro_batch(config))
     autocast = partial(torch.autocast, "cuda", dtype=torch.bfloat16, enabled=choose_precision(config) == "bf16")
-    backward = partial(backward_cycle, net, tasks=tasks, device=device, autocast=autocast, memory_format=layout)
-    update = UPDATES[config.train.update](net, config.train, backward)
+    update = build_update(config, net, tasks, device, autocast, layout)
     for step in range(2):  # the optimizer's means are there from the second
         torch.cuda.reset_peak_memory_stats()
-        update.step(step, [batch], dict.fromkeys(tasks, 1.0))
+        update.step(step, [batch], dict.fromkeys(tasks, 1))
     peak = torch.cuda.max_memory_allocated()
-    del net, update, backward, averaged, batch
+    del net, update, averaged, batch
     torch.cuda.empty_cache()
     return peak
 

@@ -16,7 +16,7 @@ from timm.layers import Format
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from models.layers import Features, group_norm, pad_to_multiple, stride_of
+from models.layers import Features, GroupNorm, group_norm, pad_to_multiple, stride_of
 
 OWN_PREFIX = "encoder.backbone."  # of the encoder's tensors in the weights of a run
 
@@ -163,7 +163,7 @@ def load_weights(backbone: nn.Module, name: str, path: Path, statistics: bool = 
     backbone.load_state_dict(fitting, strict=False)
 
 
-class GroupNormThen(nn.GroupNorm):
+class GroupNormThen(GroupNorm):
     """GroupNorm in place of a BatchNorm, followed by the activation that timm builds into some of its BatchNorms."""
 
     def __init__(self, replaced: nn.BatchNorm2d):

@@ -6,7 +6,7 @@ Each is called as `head(features, size)`, with `size` = (H, W) of the image, and
 
 import math
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -196,14 +196,6 @@ def locate_cells(
     return torch.cat(levels)
 
 
-def spread_strides(
-    size: tuple[int, int], strides: tuple[int, ...], device: torch.device | str = "cpu"
-) -> Float[Tensor, " L"]:
-    """The stride of each location, in the order of `locate_cells`."""
-    repeats = torch.tensor([math.prod(count_cells(size, stride)) for stride in strides], device=device)
-    return torch.tensor(strides, dtype=torch.float32, device=device).repeat_interleave(repeats)
-
-
 class DenseDetectionHead(Head):
     """An anchor-free dense detector (FCOS, arXiv 2006.09214): torchvision's two towers, shared by all levels.
 
@@ -232,22 +224,36 @@ class DenseDetectionHead(Head):
         # A level is for boxes that reach some 4 to 8 strides from their centre: start there, not at 1.
         nn.init.constant_(self.regression.bbox_reg.bias, math.log(4))
         self.scales = nn.Parameter(torch.ones(len(self.reads)))
+        self._log_strides: dict[Any, Tensor] = {}
 
     def forward(self, features: Features, size: tuple[int, int]) -> DetectionOutput:
-        classes, boxes, centreness = [], [], []
-        levels = zip(self.entries, self.read(features), self.strides, self.scales, strict=True)
-        for entry, level, stride, scale in levels:
+        classes, regression, centreness = [], [], []
+        for entry, level, stride, scale in zip(
+            self.entries, self.read(features), self.strides, self.scales.unbind(), strict=True
+        ):
             level = entry(level)
             assert level.shape[-2:] == count_cells(size, stride), (level.shape, size, stride)
             tower = self.regression.conv(level)
-            # 1000 strides is wider than any image: the bound only keeps a diverging run finite.
-            regression = (apply_in_float32(self.regression.bbox_reg, tower) * scale).clamp(max=math.log(1000))
             classes.append(
                 list_cells(apply_in_float32(self.classification.cls_logits, self.classification.conv(level)))
             )
-            boxes.append(list_cells(regression.exp() * stride))
+            regression.append(list_cells(apply_in_float32(self.regression.bbox_reg, tower)) * scale)
             centreness.append(list_cells(apply_in_float32(self.regression.bbox_ctrness, tower)).squeeze(2))
-        return DetectionOutput(torch.cat(classes, 1), torch.cat(boxes, 1), torch.cat(centreness, 1), self.strides, size)
+        # 1000 strides is wider than any image: the bound only keeps a diverging run finite. A product with the stride
+        # is a sum of logarithms.
+        spread = self.list_log_strides(size, regression[0])
+        boxes = (torch.cat(regression, 1).clamp(max=math.log(1000)) + spread).exp()
+        return DetectionOutput(torch.cat(classes, 1), boxes, torch.cat(centreness, 1), self.strides, size)
+
+    def list_log_strides(self, size: tuple[int, int], like: Tensor) -> Float[Tensor, "L 1"]:
+        """The logarithm of the stride of each location; made once for a size."""
+        key = (size, like.device, like.dtype)
+        if key not in self._log_strides:
+            levels = [
+                torch.full((math.prod(count_cells(size, stride)), 1), math.log(stride)) for stride in self.strides
+            ]
+            self._log_strides = {key: torch.cat(levels).to(like.device, like.dtype)}
+        return self._log_strides[key]
 
 
 def list_cells(level: Float[Tensor, "B C H W"]) -> Float[Tensor, "B HW C"]:

@@ -18,13 +18,25 @@ def stride_of(name: str) -> int:
     return int(name.rsplit(".", 1)[1])
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that keeps the dtype of its input under autocast, which would cast it to float32 and so double what is
+    kept for the backward pass. Its sums are in float32 all the same, inside the kernel."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(features.device.type):
+            return super().forward(features)
+        with torch.autocast(features.device.type, enabled=False):
+            weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
+            return F.group_norm(features, self.num_groups, weight, bias, self.eps)
+
+
+def group_norm(channels: int) -> GroupNorm:
     """GroupNorm (arXiv 1803.08494) with up to 32 groups of at least 4 channels.
 
     Fewer than 4 would erase a map of one cell: the coarsest level of a small image has no other values to compare with.
     """
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if g == 1 or (channels % g == 0 and channels // g >= 4))
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
 
 
 def convolve(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

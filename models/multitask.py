@@ -17,10 +17,17 @@ Rows = Int64[Tensor, " n"] | slice | None
 
 
 def choose_rows(features: Tensor, rows: Rows) -> Tensor:
-    """Images of a batch. `index_select`, because the gradient of plain indexing is slow where it is deterministic."""
+    """Images of a batch. `index_select`, because the gradient of plain indexing is slow where it is deterministic.
+
+    The channels stay last in memory where they were.
+    """
     if rows is None:
         return features
-    return features[rows] if isinstance(rows, slice) else features.index_select(0, rows)
+    if isinstance(rows, slice):
+        return features[rows]
+    if features.is_contiguous(memory_format=torch.channels_last):
+        return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return features.index_select(0, rows)
 
 
 class MultitaskNet(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,10 +30,11 @@ def silog_losses(
     mean(d^2) - lam * mean(d)^2 of d = log of the ratio, written as var(d) + (1 - lam) * mean(d)^2, which rounding
     cannot make negative.
     """
-    difference = torch.where(valid, widen(log_depth) - target.clamp(min=1e-3).log(), 0.0)
+    invalid = ~valid
+    difference = (widen(log_depth) - target.clamp(min=1e-3).log()).masked_fill(invalid, 0.0)
     count = valid.sum(dim=(1, 2)).clamp(min=1)
     mean = difference.sum(dim=(1, 2)) / count
-    centred = torch.where(valid, difference - mean[:, None, None], 0.0)
+    centred = (difference - mean[:, None, None]).masked_fill(invalid, 0.0)
     return centred.square().sum(dim=(1, 2)) / count + (1 - lam) * mean.square()
 
 
@@ -73,6 +74,10 @@ class DepthMetrics(Metrics):
             within = (target > near) & (target <= far)
             if within.any():
                 self._add(f"abs_rel/{near}-{far}m", relative[within].mean())
+
+    def merge(self, other: "DepthMetrics") -> None:
+        for name, values in other.rows.items():
+            self.rows.setdefault(name, []).extend(values)
 
     def compute(self) -> dict[str, float | None]:
         if not self.rows:
@@ -138,9 +143,9 @@ class Depth(Task):
     def _valid(self, target: Float[Tensor, "B H W"]) -> Tensor:
         return (target > 0) & (target <= self.options.cap)
 
-    def count(self, target: Float[Tensor, "B H W"]) -> int:
+    def count(self, target: Float[Tensor, "B H W"]) -> Int64[Tensor, " B"]:
         """Images with a valid point: SILog is a number per image and not additive over pixels."""
-        return int(self._valid(target).flatten(1).any(dim=1).sum())
+        return self._valid(target).flatten(1).any(dim=1).long()
 
     def loss(self, output: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"]) -> Float[Tensor, ""]:
         return silog_losses(output, target, self._valid(target), self.options.silog_lambda).sum()

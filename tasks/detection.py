@@ -9,6 +9,7 @@ are neither positive nor background in the loss, and crowd in the metric. The me
 the size.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -17,69 +18,101 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 from torchmetrics.detection import MeanAveragePrecision
-from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import batched_nms, box_iou, sigmoid_focal_loss
 
 from a2d2.classes import OBJECT_CLASSES, OBJECT_GROUPINGS, find_object_class, object_colour
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
-from models.heads import DenseDetectionHead, DetectionOutput, count_cells, locate_cells, spread_strides
+from models.heads import DenseDetectionHead, DetectionOutput, count_cells, locate_cells
 from models.thesis import CELL, BoxGridHead, BoxGridOutput
 from tasks.drawing import write_text
 from tasks.options import DetectionOptions, DetectionProtocol
 from tasks.task import Metrics, Task, load_json
 
 PADDING, IGNORED = -1, -2  # classes of rows of a target that are no box, and of ignored boxes
+BACKGROUND = -1  # in place of a box's row, of a location that has none; IGNORED where it may lie in an object
+ROWS = ("boxes", "classes", "known", "visible")  # of a target, what has a row for each box
 CENTRE_RADIUS = 1.5  # locations within so many strides of a box's centre predict it
 DETECTIONS = 100  # at most, an image
 CANDIDATES = 1000  # at most, an image before suppression
 SLOTS = 10  # of a cell of the box grid
-COORDINATES, BACKGROUND = 5.0, 0.5  # weights of two terms of the box grid's loss, as in YOLO's
+COORDINATES, EMPTY_SLOTS = 5.0, 0.5  # weights of two terms of the box grid's loss, as in YOLO's
 
 Target = dict[str, Tensor]
 
 
 def match_locations(
-    locations: Float[Tensor, "L 2"],
-    strides: Float[Tensor, " L"],
-    boxes: Float[Tensor, "N 4"],
-    classes: Int64[Tensor, " N"],
-) -> tuple[Int64[Tensor, " L"], Bool[Tensor, " L"]]:
-    """For each location the row of its box, -1 for background; and which locations are in an ignored box.
+    size: tuple[int, int],
+    strides: tuple[int, ...],
+    boxes: Float32[np.ndarray, "N 4"],
+    classes: Int64[np.ndarray, " N"],
+) -> Int32[np.ndarray, " L"]:
+    """For each location of an image of `size` = (H, W) the row of its box, or BACKGROUND, or IGNORED.
 
     A location is matched with the smallest box that contains it, whose centre is within CENTRE_RADIUS strides in x and
     y, and whose farthest edge is between 4 and 8 strides away (from 0 at the finest level, without limit at the
-    coarsest).
+    coarsest). It is IGNORED if it has no box but lies in an ignored one. So only a few locations of each level can
+    belong to a box, and only these are looked at.
     """
-    if len(boxes) == 0:
-        none = torch.full((len(locations),), -1, dtype=torch.int64, device=locations.device)
-        return none, torch.zeros_like(none, dtype=torch.bool)
-    reach = torch.cat([locations[:, None] - boxes[None, :, :2], boxes[None, :, 2:] - locations[:, None]], dim=2)
-    inside = reach.amin(dim=2) > 0
-    ignored = (inside & (classes == IGNORED)).any(dim=1)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    near = (locations[:, None] - centres[None]).abs().amax(dim=2) < CENTRE_RADIUS * strides[:, None]
-    farthest = reach.amax(dim=2)
-    low = torch.where(strides == strides.min(), 0.0, 4 * strides)
-    high = torch.where(strides == strides.max(), torch.inf, 8 * strides)
-    fits = (farthest >= low[:, None]) & (farthest < high[:, None])
-    candidates = inside & near & fits & (classes >= 0)
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    area, row = torch.where(candidates, areas[None], torch.inf).min(dim=1)
-    row = torch.where(area.isinf(), -1, row)
-    return row, ignored & (row < 0)
+    steps = np.array(strides, dtype=np.float32)[:, None]
+    cells = np.array([count_cells(size, stride) for stride in strides])  # rows and columns of each level
+    first = np.cumsum([0, *cells.prod(axis=1)])
+    rows = np.full(first[-1], BACKGROUND, dtype=np.int32)
+    for level, stride in enumerate(strides):
+        y, x = ((np.arange(count, dtype=np.float32) + 0.5) * stride for count in cells[level])
+        left, top, right, bottom = boxes[classes == IGNORED].T[..., None]
+        covered = ((top < y) & (y < bottom))[:, :, None] & ((left < x) & (x < right))[:, None]
+        rows[first[level] : first[level + 1]][covered.any(axis=0).ravel()] = IGNORED
+
+    wanted = np.flatnonzero(classes >= 0)
+    near = np.arange(2 * math.ceil(CENTRE_RADIUS))  # of the cells of a row or column, those that can be near enough
+    candidates = []
+    for axis in (0, 1):  # box, level, cell
+        middle = ((boxes[wanted, axis] + boxes[wanted, axis + 2]) / 2)[:, None, None]
+        index = np.floor(middle / steps - CENTRE_RADIUS).astype(np.int64) + near
+        place = (index.astype(np.float32) + 0.5) * steps
+        low, high = place - boxes[wanted, axis, None, None], boxes[wanted, axis + 2, None, None] - place
+        inside = (index >= 0) & (index < cells[:, 1 - axis, None])
+        close = np.abs(place - middle) < CENTRE_RADIUS * steps
+        candidates.append((index, inside & close & (np.minimum(low, high) > 0), np.maximum(low, high)))
+    (column, fits_x, far_x), (row, fits_y, far_y) = candidates
+    farthest = np.maximum(far_y[..., :, None], far_x[..., None, :])  # box, level, row, column
+    least = np.where(steps == steps.min(), 0, 4 * steps)[:, :, None]
+    most = np.where(steps == steps.max(), np.inf, 8 * steps)[:, :, None]
+    fits = fits_y[..., :, None] & fits_x[..., None, :] & (farthest >= least) & (farthest < most)
+    location = first[:-1, None, None] + row[..., :, None] * cells[:, 1, None, None] + column[..., None, :]
+    areas = (boxes[wanted, 2] - boxes[wanted, 0]) * (boxes[wanted, 3] - boxes[wanted, 1])
+    # the smallest, of equal ones the first, is written last
+    for each in np.lexsort((-wanted, -areas)):
+        rows[location[each][fits[each]]] = wanted[each]
+    return rows
 
 
-def measure_centreness(distances: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+def measure_centreness(distances: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
     """1 in the middle of a box, 0 at its edges, from the distances to left, top, right and bottom."""
-    left, top, right, bottom = distances.unbind(dim=1)
+    left, top, right, bottom = distances.unbind(dim=-1)
     across = torch.minimum(left, right) / torch.maximum(left, right)
     down = torch.minimum(top, bottom) / torch.maximum(top, bottom)
     return (across * down).sqrt()
+
+
+def measure_giou(predicted: Float[Tensor, "*n 4"], truth: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
+    """The generalised IoU (arXiv 1902.09630) of two boxes around the same location, from the distances to their left,
+    top, right and bottom edges, all > 0.
+
+    torchvision's picks out the boxes that overlap, for whose number a GPU would wait; boxes around a location always
+    do.
+    """
+    common, hull = torch.minimum(predicted, truth), torch.maximum(predicted, truth)
+    edges = (each.unbind(dim=-1) for each in (predicted, truth, common, hull))
+    areas = [(left + right) * (top + bottom) for left, top, right, bottom in edges]
+    union = areas[0] + areas[1] - areas[2]
+    return areas[2] / union + union / areas[3] - 1
 
 
 def choose_slots(cells: Int64[Tensor, " n"], overlaps: Float[Tensor, "n slots"]) -> Int64[Tensor, " n"]:
@@ -114,9 +147,13 @@ class BoxCoder(ABC):
     def head(self, channels: dict[str, int]) -> nn.Module:
         """The head on features of these names and channels."""
 
+    def match(self, target: Target) -> Target:
+        """The target of one image with its matches, if these depend on the boxes alone."""
+        return target
+
     @abstractmethod
-    def count(self, target: Target) -> int:
-        """The number of positives: locations or slots that are matched with a box."""
+    def count(self, target: Target) -> Int64[Tensor, " B"]:
+        """The number of positives of each image: locations or slots that are matched with a box."""
 
     @abstractmethod
     def loss(self, output: Any, target: Target) -> Float[Tensor, ""]:
@@ -132,58 +169,58 @@ class DenseBoxCoder(BoxCoder):
 
     output_format = "boxes"
 
+    def __init__(self, options: DetectionOptions, classes: int):
+        super().__init__(options, classes)
+        self._locations: dict[Any, Tensor] = {}
+
     def head_arguments(self) -> dict[str, Any]:
         return {"classes": self.classes}
 
     def head(self, channels: dict[str, int]) -> nn.Module:
         return DenseDetectionHead(channels, **self.head_arguments(), **self.options.head.model_dump())
 
-    def _match(self, target: Target, size: tuple[int, int], strides: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        device = target["boxes"].device
-        locations, spread = locate_cells(size, strides, device), spread_strides(size, strides, device)
-        matches = []
-        for boxes, classes in zip(target["boxes"], target["classes"], strict=True):
-            real = classes != PADDING
-            rows, ignored = match_locations(locations, spread, boxes[real], classes[real])
-            matches.append((rows, ignored))
-        return matches
-
     @property
     def strides(self) -> tuple[int, ...]:
         return tuple(sorted(int(name.rsplit(".", 1)[1]) for name in self.options.head.reads))
 
-    def count(self, target: Target) -> int:
-        if len(target["size"]) == 0:
-            return 0
-        width, height = target["size"][0].tolist()
-        return sum(int((rows >= 0).sum()) for rows, _ in self._match(target, (height, width), self.strides))
+    def match(self, target: Target) -> Target:
+        """With `match` int32 (L,), see match_locations; made once, in the process that loads the sample."""
+        width, height = target["size"].tolist()
+        rows = match_locations((height, width), self.strides, target["boxes"].numpy(), target["classes"].numpy())
+        return target | {"match": torch.from_numpy(rows)}
+
+    def count(self, target: Target) -> Int64[Tensor, " B"]:
+        return (target["match"] >= 0).sum(dim=1)
 
     def loss(self, output: DetectionOutput, target: Target) -> Float[Tensor, ""]:
-        """Focal loss of the classes, GIoU loss of the boxes, cross-entropy of the centre-ness, each a sum."""
-        locations = locate_cells(output.size, output.strides, output.boxes.device)
-        total = output.boxes.sum() * 0.0
-        for row, (matched, ignored) in enumerate(self._match(target, output.size, output.strides)):
-            positive = matched >= 0
-            real = target["classes"][row] != PADDING
-            boxes, classes = target["boxes"][row][real], target["classes"][row][real]
-            wanted = torch.zeros_like(output.classes[row])
-            wanted[positive, classes[matched[positive]]] = 1.0
-            focal = sigmoid_focal_loss(output.classes[row], wanted, reduction="none")
-            total = total + torch.where(ignored[:, None], 0.0, focal).sum()
-            if not positive.any():
-                continue
-            centres, truth = locations[positive], boxes[matched[positive]]
-            predicted = output.boxes[row][positive]
-            edges = torch.cat([centres - predicted[:, :2], centres + predicted[:, 2:]], dim=1)
-            total = total + generalized_box_iou_loss(edges, truth, reduction="sum")
-            distances = torch.cat([centres - truth[:, :2], truth[:, 2:] - centres], dim=1)
-            total = total + F.binary_cross_entropy_with_logits(
-                output.centreness[row][positive], measure_centreness(distances), reduction="sum"
-            )
-        return total
+        """Focal loss of the classes, GIoU loss of the boxes, cross-entropy of the centre-ness, each a sum.
+
+        All locations are computed and those without a box masked, because their number is not known on the host.
+        """
+        locations = self._locate(output)
+        match = target["match"].long()
+        positive, row = match >= 0, match.clamp(min=0)
+        truth = target["boxes"].gather(1, row[..., None].expand(-1, -1, 4))
+        distances = torch.cat([locations - truth[..., :2], truth[..., 2:] - locations], dim=2)
+        distances = distances.masked_fill(~positive[..., None], 1.0)  # what is masked must be finite
+        kinds = target["classes"].gather(1, row).masked_fill(~positive, PADDING)
+        wanted = kinds[..., None] == torch.arange(self.classes, device=match.device)
+        focal = sigmoid_focal_loss(output.classes, wanted.to(output.classes.dtype), reduction="none")
+        central = F.binary_cross_entropy_with_logits(
+            output.centreness, measure_centreness(distances).to(output.centreness.dtype), reduction="none"
+        )
+        of_box = 1 - measure_giou(output.boxes, distances) + central
+        return focal.masked_fill((match == IGNORED)[..., None], 0.0).sum() + of_box.masked_fill(~positive, 0.0).sum()
+
+    def _locate(self, output: DetectionOutput) -> Float[Tensor, "L 2"]:
+        """The locations of an output, made once for a size."""
+        key = (output.size, output.strides, output.boxes.device)
+        if key not in self._locations:
+            self._locations = {key: locate_cells(*key)}
+        return self._locations[key]
 
     def decode(self, output: DetectionOutput) -> tuple[Float[Tensor, "B L 4"], Float[Tensor, "B L K"]]:
-        locations = locate_cells(output.size, output.strides, output.boxes.device)
+        locations = self._locate(output)
         edges = torch.cat([locations - output.boxes[..., :2], locations + output.boxes[..., 2:]], dim=2)
         return edges, (output.classes.sigmoid() * output.centreness.sigmoid()[..., None]).sqrt()
 
@@ -206,14 +243,14 @@ class GridBoxCoder(BoxCoder):
         (name,) = BoxGridHead.reads
         return BoxGridHead(channels[name], None, **self.head_arguments())
 
-    def count(self, target: Target) -> int:
-        total = 0
+    def count(self, target: Target) -> Int64[Tensor, " B"]:
+        counts = []
         for boxes, classes, (width, height) in zip(
             target["boxes"], target["classes"], target["size"].tolist(), strict=True
         ):
             cells, _ = self._find_cells(boxes[classes >= 0], (height, width))
-            total += int(cells.bincount().clamp(max=SLOTS).sum())
-        return total
+            counts.append(int(cells.bincount().clamp(max=SLOTS).sum()))
+        return torch.tensor(counts, dtype=torch.int64)
 
     def loss(self, output: BoxGridOutput, target: Target) -> Float[Tensor, ""]:
         """Squared errors, each a sum: of the confidence, whose target is 0 in a free slot, else the IoU of its box with
@@ -242,7 +279,7 @@ class GridBoxCoder(BoxCoder):
             overlap = overlaps[each, slots][positive]
             total = (
                 total
-                + BACKGROUND * torch.where(free, values[..., 0].sigmoid(), 0.0).square().sum()
+                + EMPTY_SLOTS * torch.where(free, values[..., 0].sigmoid(), 0.0).square().sum()
                 + (predicted[:, 0].sigmoid() - overlap).square().sum()
                 + COORDINATES * (predicted[:, 1:3].sigmoid() - middles[positive]).square().sum()
                 + COORDINATES * (predicted_roots - roots[positive]).square().sum()
@@ -294,6 +331,7 @@ class DetectionMetrics(Metrics):
             class_metrics=True,
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+            sync_on_compute=False,  # else one rank that computes would wait for all others
         )
         self.average.warn_on_many_detections = False
         self.best_ious: list[float] = []
@@ -324,6 +362,12 @@ class DetectionMetrics(Metrics):
         """Whether both sides are as long as the protocol asks for."""
         return ((boxes[:, 2:] - boxes[:, :2]) >= self.protocol.min_size).all(dim=1)
 
+    def merge(self, other: "DetectionMetrics") -> None:
+        # by hand, because the library does not merge this metric
+        for name, state in other.average.metric_state.items():
+            getattr(self.average, name).extend(state)
+        self.best_ious += other.best_ious
+
     def compute(self) -> dict[str, float | None]:
         if not self.best_ious:
             return {"ap": None, "ap50": None, "ap75": None, "best_iou": None}
@@ -343,7 +387,7 @@ class Detection(Task):
     Target, N >= max_boxes rows, as many as the label needs, the largest boxes first: `boxes` float32 (N, 4) edges
     x1, y1, x2, y2 in pixels; `classes` int64 (N,), PADDING for no box, IGNORED for an ignored box; `known` int64 (N,),
     the class also of ignored boxes, -1 if unknown; `visible` float32 (N,), the visible share; `size` int64 (2,), the
-    (width, height) of the image.
+    (width, height) of the image. For the loss at most max_boxes rows, and what the box coder adds.
     """
 
     name: ClassVar[str] = "detection"
@@ -400,22 +444,27 @@ class Detection(Task):
 
     def collate(self, targets: list[Target]) -> Target:
         """Rows of PADDING are added to the targets of frames with fewer boxes than the fullest of the batch."""
-        rows = max(len(target["boxes"]) for target in targets)
-        size = (0, 0)  # each target has its own
+        padding = self.blank((0, 0), max(len(target["boxes"]) for target in targets))
         return default_collate(
             [
                 {
-                    name: torch.cat([value, padding[len(value) :]]) if name != "size" else value
-                    for (name, value), padding in zip(target.items(), self.blank(size, rows).values(), strict=True)
+                    name: torch.cat([value, padding[name][len(value) :]]) if name in ROWS else value
+                    for name, value in target.items()
                 }
                 for target in targets
             ]
         )
 
-    def _limit_rows(self, target: Target) -> Target:
-        """The rows that training uses: those of the largest boxes."""
-        rows = self.options.max_boxes
-        return {name: value if name == "size" else value[:, :rows] for name, value in target.items()}
+    def prepare_loss(self, target: Target) -> Target:
+        """The rows that training uses, those of the largest boxes, and their matches."""
+        limited = {name: value[: self.options.max_boxes] if name in ROWS else value for name, value in target.items()}
+        return self.box_coder.match(limited)
+
+    def list_categories(self, label: list[dict]) -> set[str]:
+        """The names of the classes of its boxes."""
+        found = [find_object_class(box["class"]) for box in label]
+        groups = {self.group_of[index] for index in found if index is not None} - {-1}
+        return {self.names[group] for group in groups}
 
     def collect_statistics(self, labels: Iterable[Any], protocol: DetectionProtocol | None = None) -> None:
         """Only the constant baseline; frames with more boxes than training uses are reported as a warning."""
@@ -448,12 +497,12 @@ class Detection(Task):
     def head(self, channels: dict[str, int]) -> nn.Module:
         return self.box_coder.head(channels)
 
-    def count(self, target: Target) -> int:
+    def count(self, target: Target) -> Int64[Tensor, " B"]:
         """The number of positives: locations or slots that are matched with a box."""
-        return self.box_coder.count(self._limit_rows(target))
+        return self.box_coder.count(target)
 
     def loss(self, output: DetectionOutput | BoxGridOutput, target: Target) -> Float[Tensor, ""]:
-        return self.box_coder.loss(output, self._limit_rows(target))
+        return self.box_coder.loss(output, target)
 
     def predict(self, output: DetectionOutput | BoxGridOutput, size: tuple[int, int]) -> list[dict[str, Tensor]]:
         height, width = output.size

@@ -21,23 +21,50 @@ from pydantic import (
 from a2d2.classes import OBJECT_CLASSES, OBJECT_GROUPINGS, find_object_class
 
 
-class TaskProtocol(BaseModel):
+class Closed(BaseModel):
+    """Base of blocks of options: unknown keys are errors, defaults are validated, and values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
+
+
+class TaskProtocol(Closed):
     """Base of what each task is scored by, whatever a run was trained with."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
+
+class LearningSteps(Closed):
+    """When a task learns: the steps from `from_step`, counted from 0, up to but without `until_step`."""
+
+    from_step: NonNegativeInt = Field(0, description="first step in which the task is trained, counted from 0")
+    until_step: PositiveInt | None = Field(None, description="first step in which it is not any more; null: none")
+
+    @field_validator("until_step")
+    @classmethod
+    def check_order(cls, until, info):
+        if until is not None and until <= info.data.get("from_step", 0):
+            raise ValueError("must be after from_step")
+        return until
 
 
-class TaskOptions(BaseModel):
-    """Base of each task's options: unknown keys are errors, defaults are validated, and values cannot be changed.
-
-    They limit training only; `Protocol` is the block of options that limit what is scored.
-    """
+class TaskOptions(Closed):
+    """Base of each task's options. They limit training only; `Protocol` is the block that limits what is scored."""
 
     Protocol: ClassVar[type[TaskProtocol]] = TaskProtocol
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
+    train: LearningSteps = Field(LearningSteps(), description="the steps in which the task is trained")
 
 
-class HeadOptions(TaskOptions):
+class ClassTaskOptions(TaskOptions):
+    """Of tasks whose labels show classes, or ranges of a value, of which some are rare."""
+
+    oversample_below: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="draw frames more often that show a class (steering: a range of angles) which a smaller share of "
+        "the frames shows: sqrt(this / its share) times; null: all alike",
+    )
+
+
+class HeadOptions(Closed):
     """Options that all heads have."""
 
     stop_gradient: bool = Field(False, description="train the head without changing encoder and neck")
@@ -56,7 +83,7 @@ class SegmentationProtocol(TaskProtocol):
     )
 
 
-class SegmentationOptions(TaskOptions):
+class SegmentationOptions(ClassTaskOptions):
     Protocol = SegmentationProtocol
     classes: Literal["paper", "all"] = Field("paper", description="paper: the authors' 19 classes; all: A2D2's 38")
     class_balance: float = Field(
@@ -130,7 +157,7 @@ class DetectionProtocol(TaskProtocol):
     min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are not scored")
 
 
-class DetectionOptions(TaskOptions):
+class DetectionOptions(ClassTaskOptions):
     Protocol = DetectionProtocol
     box_coder: Literal["dense", "grid"] = Field(
         "dense", description="dense: FCOS, a prediction at every location; grid: the thesis's coarse grid of boxes"
@@ -165,7 +192,7 @@ class SteeringHeadOptions(HeadOptions):
     layers: PositiveInt = Field(1, description="hidden layers")
 
 
-class SteeringOptions(TaskOptions):
+class SteeringOptions(ClassTaskOptions):
     horizon: PositiveInt = Field(1, description="number of bus samples to predict, from the one at the frame's time on")
     loss: Literal["smooth_l1", "l1"] = Field("smooth_l1", description="of the angle divided by scale_deg")
     scale_deg: PositiveFloat | None = Field(

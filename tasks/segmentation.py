@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -23,8 +23,8 @@ LEAST_SHARE = 1e-3  # of the training pixels: rarer classes are weighted like a 
 
 
 def measure_lovasz(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
-    """Lovasz-Softmax (arXiv 1705.08790): the Lovasz extension of 1 - IoU, mean over the C classes, which all occur in
-    `truth`, the ground truth.
+    """Lovasz-Softmax (arXiv 1705.08790): the Lovasz extension of 1 - IoU, mean over those of the C classes that occur
+    in `truth`, the ground truth.
 
     An ignored pixel must have the probability 0 and no class: its error and its share are then 0.
     """
@@ -38,13 +38,21 @@ def measure_lovasz(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n
     # no rounding error
     missed = 1 / union.to(errors.dtype)
     invented = intersection.to(errors.dtype) / (union * (union - 1)).clamp(min=1)
-    return (errors * torch.where(of_class, missed, invented)).sum(dim=1).mean()
+    return mean_of_occurring((errors * torch.where(of_class, missed, invented)).sum(dim=1), truth)
+
+
+def mean_of_occurring(values: Float[Tensor, " C"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
+    """The mean over the classes that occur, by a mask: to pick them out would make a GPU wait for their number."""
+    occurs = truth.any(dim=1)
+    return torch.where(occurs, values, 0.0).sum() / occurs.sum().clamp(min=1)
 
 
 def measure_dice(probabilities: Float[Tensor, "C n"], truth: Bool[Tensor, "C n"]) -> Float[Tensor, ""]:
-    """1 - the Dice coefficient (arXiv 1707.03237), mean over the C classes, which all occur in `truth`."""
+    """1 - the Dice coefficient (arXiv 1707.03237), mean over those of the C classes that occur in `truth`."""
     common = (probabilities * truth).sum(dim=1)
-    return (1 - 2 * common / (probabilities.sum(dim=1) + truth.sum(dim=1))).mean()
+    size = truth.sum(dim=1)
+    # a class that does not occur is left out; its quotient must be finite all the same
+    return mean_of_occurring(1 - 2 * common / (probabilities.sum(dim=1) + size).clamp(min=1e-6), truth)
 
 
 @contextlib.contextmanager
@@ -64,11 +72,23 @@ class SegmentationMetrics(Metrics):
 
     def __init__(self, names: tuple[str, ...]):
         self.names = names
-        self.jaccard = MulticlassJaccardIndex(len(names), ignore_index=IGNORE, average="none", validate_args=False)
+        # without `sync_on_compute` one rank that computes would wait for all others
+        self.jaccard = MulticlassJaccardIndex(
+            len(names), ignore_index=IGNORE, average="none", validate_args=False, sync_on_compute=False
+        )
 
     def update(self, prediction: UInt8[Tensor, "B H W"], target: UInt8[Tensor, "B H W"]) -> None:
         with _any_order():
             self.jaccard.to(prediction.device).update(prediction, target)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.jaccard.cpu()  # another process has no use for a tensor on this one's GPU
+        return self.__dict__
+
+    def merge(self, other: "SegmentationMetrics") -> None:
+        if other.jaccard.update_called:  # and so is that of the merged one
+            other.jaccard.merge_state({"confmat": self.jaccard.confmat.to(other.jaccard.device)})
+            self.jaccard = other.jaccard
 
     def compute(self) -> dict[str, float | None]:
         confusion = self.jaccard.confmat
@@ -100,6 +120,7 @@ class Segmentation(Task):
     def __init__(self, options: SegmentationOptions | None = None, label_statistics: dict[str, Any] | None = None):
         super().__init__(options, label_statistics)
         self.grouping = load_grouping(self.options.classes)
+        self._weights: dict[tuple[Any, ...], Tensor] = {}
 
     def load(self, frame: Frame) -> UInt8[np.ndarray, "H W"] | None:
         classes = load_file(frame.path(self.kind), lambda path: np.load(path, allow_pickle=False))
@@ -114,6 +135,11 @@ class Segmentation(Task):
 
     def transform(self, label: UInt8[np.ndarray, "h w"], geometry: Geometry) -> UInt8[Tensor, "H W"]:
         return torch.from_numpy(geometry.sample_nearest(label))
+
+    def list_categories(self, label: UInt8[np.ndarray, "H W"]) -> set[str]:
+        """The names of the classes that occur."""
+        occurring = np.flatnonzero(np.bincount(label.ravel(), minlength=256)[: len(self.grouping.names)])
+        return {self.grouping.names[index] for index in occurring}
 
     def collect_statistics(self, labels: Iterable[Any], protocol: TaskProtocol | None = None) -> None:
         """The majority class, and the class weights of the loss, whose mean over all pixels is one."""
@@ -148,16 +174,14 @@ class Segmentation(Task):
     def head(self, channels: dict[str, int]) -> nn.Module:
         return MapHead(channels, **self.head_arguments(), **self.options.head.model_dump())
 
-    def count(self, target: UInt8[Tensor, "B H W"]) -> int:
+    def count(self, target: UInt8[Tensor, "B H W"]) -> Int64[Tensor, " B"]:
         """Valid pixels."""
-        return int((target != IGNORE).sum())
+        return (target != IGNORE).flatten(1).sum(dim=1)
 
     def loss(self, output: Float[Tensor, "B C H W"], target: UInt8[Tensor, "B H W"]) -> Float[Tensor, ""]:
         """Cross-entropy and the optional region terms, at full size: at a quarter of it thin classes are lost."""
         logits = widen(output)
-        weights = self.label_statistics.get("class_weights")
-        if weights is not None:
-            weights = torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+        weights = self._load_class_weights(logits.dtype, logits.device)
         total = F.cross_entropy(logits, target.long(), weights, ignore_index=IGNORE, reduction="sum")
         if self.options.lovasz or self.options.dice:
             total = total + sum(map(self._measure_regions, logits, target))
@@ -170,13 +194,20 @@ class Segmentation(Task):
         later, they give the pixel-weighted mean over images, for any division into micro-batches and ranks.
         """
         valid = target != IGNORE
-        classes = target[valid].unique().long()
-        if len(classes) == 0:
-            return logits.sum() * 0.0
-        probabilities = (logits.softmax(dim=0) * valid).flatten(1).index_select(0, classes)
-        truth = target.flatten() == classes[:, None]
+        probabilities = (logits.softmax(dim=0) * valid).flatten(1)
+        truth = target.flatten() == torch.arange(len(logits), device=target.device)[:, None]
         terms = ((self.options.lovasz, measure_lovasz), (self.options.dice, measure_dice))
         return valid.sum() * sum(weight * measure(probabilities, truth) for weight, measure in terms if weight)
+
+    def _load_class_weights(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " C"] | None:
+        """The class weights on the device, which are copied there once; None if there are none."""
+        weights = self.label_statistics.get("class_weights")
+        if weights is None:
+            return None
+        key = (dtype, device, *weights)
+        if key not in self._weights:
+            self._weights = {key: torch.tensor(weights, dtype=dtype, device=device)}
+        return self._weights[key]
 
     def predict(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
         if tuple(output.shape[2:]) != (size[1], size[0]):

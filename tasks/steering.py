@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,6 +46,10 @@ class SteeringMetrics(Metrics):
     def update(self, prediction: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> None:
         self.predictions.append(prediction.double().cpu())
         self.targets.append(target.double().cpu())
+
+    def merge(self, other: "SteeringMetrics") -> None:
+        self.predictions += other.predictions
+        self.targets += other.targets
 
     def compute(self) -> dict[str, float | None]:
         if not self.targets or sum(map(len, self.targets)) == 0:
@@ -103,6 +107,10 @@ class Steering(Task):
     def transform(self, label: Float32[np.ndarray, " horizon"], geometry: Geometry) -> Float32[Tensor, " horizon"]:
         return torch.from_numpy(-label if geometry.flip else label)
 
+    def list_categories(self, label: Float32[np.ndarray, " horizon"]) -> set[str]:
+        """The range of TURNS that the angle at the frame's time is in."""
+        return {f"{low}" for low, high in TURNS if low <= abs(label[0]) < high}
+
     def collect_statistics(self, labels: Iterable[Any], protocol: TaskProtocol | None = None) -> None:
         labels = list(labels)
         spread = float(np.std([label[0] for label in labels])) if len(labels) > 1 else 0.0
@@ -130,9 +138,9 @@ class Steering(Task):
     def head(self, channels: dict[str, int]) -> nn.Module:
         return GridHead(channels, **self.head_arguments(), **self.options.head.model_dump())
 
-    def count(self, target: Float[Tensor, "B horizon"]) -> int:
+    def count(self, target: Float[Tensor, "B horizon"]) -> Int64[Tensor, " B"]:
         """Frames."""
-        return len(target)
+        return torch.ones(len(target), dtype=torch.int64)
 
     def loss(self, output: Float[Tensor, "B horizon"], target: Float[Tensor, "B horizon"]) -> Float[Tensor, ""]:
         """On angles in units of `scale_deg`; the mean over the horizon, so that its length has no influence."""

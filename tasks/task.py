@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -59,6 +59,10 @@ class Metrics(ABC):
         """Add a batch of rows that have a label."""
 
     @abstractmethod
+    def merge(self, other: Any) -> None:
+        """Add the rows of another collection of the same kind, as if they had come after its own."""
+
+    @abstractmethod
     def compute(self) -> dict[str, float | None]:
         """The scores over all rows; None for a score that is not defined on them."""
 
@@ -97,7 +101,7 @@ class Task(ABC):
 
     @abstractmethod
     def blank(self, size: tuple[int, int]) -> Target:
-        """A target of the right shapes for a frame without a label; `size` is (width, height) of the training image."""
+        """A target that says nothing, of the right shapes; `size` is (width, height) of the training image."""
 
     def collate(self, targets: list[Target]) -> Target:
         """The targets of several samples as one batch of targets, with a row for each."""
@@ -106,6 +110,10 @@ class Task(ABC):
     @abstractmethod
     def transform(self, label: Any, geometry: Geometry) -> Target:
         """The target of a label under an augmentation."""
+
+    def list_categories(self, label: Any) -> set[str]:
+        """What a label shows, such as its classes, of which some may be rare; for the option `oversample_below`."""
+        return set()
 
     def collect_statistics(self, labels: Iterable[Any], protocol: Any = None) -> None:
         """Compute what training needs of the training labels, and store it in `label_statistics`."""
@@ -137,15 +145,21 @@ class Task(ABC):
     def head(self, channels: dict[str, int]) -> nn.Module:
         """The task's own head; `channels`: the available features and their numbers of channels."""
 
+    def prepare_loss(self, target: Target) -> Target:
+        """The target of one sample with all that `count` and `loss` need, made where the sample is loaded."""
+        return target
+
     @abstractmethod
-    def count(self, target: Target) -> int:
-        """The number that the loss is divided by, over rows with a label: pixels, images, positives or frames."""
+    def count(self, target: Target) -> Int64[Tensor, " n"]:
+        """Of each row of a prepared target, what the loss is divided by: its pixels, images, positives or frames."""
 
     @abstractmethod
     def loss(self, output: Any, target: Target) -> Tensor:
-        """The loss summed over rows with a label, a scalar in float32 or better; the caller divides it by a count >= 1.
+        """The loss summed over the rows of a prepared target, a scalar in float32 or better; the caller divides it by
+        a count >= 1.
 
         A term that is one number for a row, and no sum over the things counted, is multiplied by the row's count.
+        Nothing in it may depend on values on the host, as the number of elements of a mask: a GPU would wait.
         """
 
     @abstractmethod

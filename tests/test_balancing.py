@@ -1,60 +1,36 @@
 """The update of one cycle against plain autograd on the whole sum, and loss weights by hand."""
 
 import copy
-from contextlib import nullcontext
-from functools import partial
 
 import pytest
 import torch
+from small_net import (
+    NAMES,
+    Backbone,
+    Mean,
+    Square,
+    build_backward,
+    build_net,
+    build_update,
+    count_cycle,
+    make_batch,
+    take_step,
+)
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from models.multitask import MultitaskNet
-from training.balancing import LossWeights, NonFiniteError, Normaliser, backward_cycle, find_rows, take_rows
+from training.balancing import LossWeights, NonFiniteError, Normaliser
 from training.config import Schedule, Train
 from training.updates import CycleUpdate, find_lr_factor
 
-NAMES = ("a", "b", "c")
 LABELLED = {"a": [True, True, False, True], "b": [False, True, True, False], "c": [False] * 4}
 FIXED = {"a": 1.0, "b": 0.3, "c": 2.0}
 
 
-class Backbone(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1))
-
-    def forward(self, image):
-        return {"encoder.1": self.layers(image)}
-
-
-class Mean(nn.Module):
-    reads = ("encoder.1",)
-
-    def __init__(self, stop_gradient=False):
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
-        self.stop_gradient = stop_gradient
-
-    def forward(self, features, size):
-        read = features["encoder.1"]
-        read = read.detach() if self.stop_gradient else read
-        return self.layer(read.mean(dim=(2, 3)))[:, 0]
-
-
-class Square:
-    """A task of one number a row; it counts more than rows, as pixels do."""
-
-    def count(self, target):
-        return int(target["weight"].sum())
-
-    def loss(self, output, target):
-        return (target["weight"] * (output - target["value"]) ** 2).sum()
-
-
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    return MultitaskNet(Backbone(), None, {name: Mean() for name in NAMES}).double()
+    return build_net()
 
 
 @pytest.fixture
@@ -66,20 +42,22 @@ def data():
     }
 
 
-def make_batch(data, rows, labelled=LABELLED):
-    rows = torch.tensor(rows)
-    return {
-        "image": data["image"][rows],
-        "targets": {name: take_rows(data["target"], rows) for name in NAMES},
-        "labelled": {name: torch.tensor(labelled[name])[rows] for name in NAMES},
-        "frame": [f"frame {row}" for row in rows.tolist()],
-    }
+def take_rows(target, rows):
+    return tree_map(lambda leaf: leaf[rows], target)
 
 
-def run_cycle(net, cycle, weights=FIXED):
+def make_part(data, rows, labelled=LABELLED):
+    flags = {name: [labelled[name][row] for row in rows] for name in NAMES}
+    image, target = data["image"][rows], take_rows(data["target"], rows)
+    return make_batch(image, target, flags, [f"frame {row}" for row in rows])
+
+
+def run_cycle(net, cycle, weights=FIXED, tasks=None, normaliser=None):
     net.zero_grad(set_to_none=True)
-    losses = backward_cycle(net, cycle, dict.fromkeys(NAMES, Square()), weights, torch.device("cpu"), nullcontext)
-    return losses, {name: parameter.grad for name, parameter in net.named_parameters()}
+    backward = build_backward(net, tasks)
+    divisors = (normaliser or Normaliser(backward.tasks)).find_divisors(count_cycle(NAMES, cycle))
+    backward.run(cycle, divisors, weights)
+    return backward.read(divisors).losses, {name: parameter.grad for name, parameter in net.named_parameters()}
 
 
 def run_plainly(net, data):
@@ -100,7 +78,7 @@ def run_plainly(net, data):
 @pytest.mark.parametrize("parts", [[[0, 1, 2, 3]], [[0], [1], [2], [3]], [[2, 0], [3, 1]], [[1, 3, 0], [2]]])
 def test_any_division_into_micro_batches_gives_the_gradient_of_the_whole(net, data, parts):
     wanted_losses, wanted = run_plainly(net, data)
-    losses, gradients = run_cycle(net, [make_batch(data, rows) for rows in parts])
+    losses, gradients = run_cycle(net, [make_part(data, rows) for rows in parts])
     assert losses == pytest.approx(wanted_losses, rel=1e-12)
     for name, gradient in wanted.items():
         if gradient is None:
@@ -110,16 +88,16 @@ def test_any_division_into_micro_batches_gives_the_gradient_of_the_whole(net, da
 
 
 def test_a_task_without_labels_is_left_out_and_its_head_untouched(net, data):
-    losses, gradients = run_cycle(net, [make_batch(data, [0, 1, 2, 3])])
+    losses, gradients = run_cycle(net, [make_part(data, [0, 1, 2, 3])])
     assert set(losses) == {"a", "b"}
     absent = {name for name, gradient in gradients.items() if gradient is None}
     assert absent == {name for name in gradients if name.startswith("heads.c.")} != set()
 
 
 def test_a_batch_without_any_label_adds_nothing(net, data):
-    _, alone = run_cycle(net, [make_batch(data, [0, 1])])
-    bare = make_batch(data, [2, 3], dict.fromkeys(NAMES, [False] * 4))
-    _, with_bare = run_cycle(net, [make_batch(data, [0, 1]), bare])
+    _, alone = run_cycle(net, [make_part(data, [0, 1])])
+    bare = make_part(data, [2, 3], dict.fromkeys(NAMES, [False] * 4))
+    _, with_bare = run_cycle(net, [make_part(data, [0, 1]), bare])
     for name, gradient in alone.items():
         assert gradient is None if with_bare[name] is None else torch.equal(gradient, with_bare[name])
     losses, gradients = run_cycle(net, [bare])
@@ -129,7 +107,7 @@ def test_a_batch_without_any_label_adds_nothing(net, data):
 def test_a_head_that_stops_the_gradient_may_be_alone_in_a_micro_batch(data):
     torch.manual_seed(0)
     net = MultitaskNet(Backbone(), None, {name: Mean(stop_gradient=True) for name in NAMES}).double()
-    losses, gradients = run_cycle(net, [make_batch(data, [0, 3])])
+    losses, gradients = run_cycle(net, [make_part(data, [0, 3])])
     assert set(losses) == {"a"} and gradients["heads.a.layer.weight"].abs().sum() > 0
     assert all(gradient is None for name, gradient in gradients.items() if name.startswith("encoder."))
 
@@ -138,16 +116,11 @@ def test_what_is_not_finite_names_the_task_and_only_its_frames(net, data):
     data["target"]["value"][2] = torch.nan
     before = [parameter.clone() for parameter in net.parameters()]
     with pytest.raises(NonFiniteError) as caught:
-        run_cycle(net, [make_batch(data, [0]), make_batch(data, [2]), make_batch(data, [1])])
+        run_cycle(net, [make_part(data, [0]), make_part(data, [2]), make_part(data, [1])])
     # frame 2 carries only the label of b, and the other micro-batches are sound
     assert "loss of b " in str(caught.value) and "frame 2" in str(caught.value)
     assert "frame 0" not in str(caught.value) and "frame 1" not in str(caught.value)
     assert all(torch.equal(old, new) for old, new in zip(before, net.parameters(), strict=True))
-
-
-def test_rows_are_those_with_the_label(data):
-    rows = find_rows(make_batch(data, [0, 1, 2, 3]))
-    assert {name: found.tolist() for name, found in rows.items()} == {"a": [0, 1, 3], "b": [1, 2]}
 
 
 def test_losses_are_divided_by_their_first_mean_and_the_state_goes_on():
@@ -176,19 +149,15 @@ class Positives:
     learns_from_empty = True
 
     def count(self, target):
-        return int(target["weight"].sum())
+        return target["weight"]
 
     def loss(self, output, target):
         return ((output - target["value"]) ** 2 * (target["weight"] + 1)).sum()
 
 
 def run_with_normaliser(net, cycle, tasks, normaliser):
-    net.zero_grad(set_to_none=True)
-    losses = backward_cycle(
-        net, cycle, tasks, FIXED, torch.device("cpu"), nullcontext, torch.contiguous_format, normaliser
-    )
-    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
-    return losses, float(nn.utils.get_total_norm(gradients))
+    losses, gradients = run_cycle(net, cycle, FIXED, tasks, normaliser)
+    return losses, float(nn.utils.get_total_norm([each for each in gradients.values() if each is not None]))
 
 
 def test_a_cycle_of_empty_frames_is_divided_by_the_mean_count_of_the_others(net, data):
@@ -197,11 +166,11 @@ def test_a_cycle_of_empty_frames_is_divided_by_the_mean_count_of_the_others(net,
     data["target"]["weight"] = torch.tensor([40, 60, 0, 0])
     labelled = {"a": [True] * 4, "b": [False] * 4, "c": [False] * 4}
     # before any positive has been met there is nothing to divide by, so the task waits
-    losses, _ = run_with_normaliser(net, [make_batch(data, [2, 3], labelled)], tasks, normaliser)
+    losses, _ = run_with_normaliser(net, [make_part(data, [2, 3], labelled)], tasks, normaliser)
     assert losses == {}
-    _, usual = run_with_normaliser(net, [make_batch(data, [0], labelled)], tasks, normaliser)
-    run_with_normaliser(net, [make_batch(data, [1], labelled)], tasks, normaliser)
-    losses, empty = run_with_normaliser(net, [make_batch(data, [2, 3], labelled)], tasks, normaliser)
+    _, usual = run_with_normaliser(net, [make_part(data, [0], labelled)], tasks, normaliser)
+    run_with_normaliser(net, [make_part(data, [1], labelled)], tasks, normaliser)
+    losses, empty = run_with_normaliser(net, [make_part(data, [2, 3], labelled)], tasks, normaliser)
     rows = torch.tensor([2, 3])
     with torch.no_grad():
         plain = Positives().loss(net(data["image"])["a"][rows], take_rows(data["target"], rows))
@@ -215,7 +184,7 @@ def test_a_cycle_of_empty_frames_is_divided_by_the_mean_count_of_the_others(net,
 def test_a_label_that_says_nothing_is_an_absent_label(net, data):
     """A class map that is all ignored, a depth image without a point: no gradients, so AdamW leaves the head alone."""
     data["target"]["weight"] = torch.zeros(4, dtype=torch.long)
-    losses, gradients = run_cycle(net, [make_batch(data, [0, 1, 2, 3])])
+    losses, gradients = run_cycle(net, [make_part(data, [0, 1, 2, 3])])
     assert losses == {} and all(gradient is None for gradient in gradients.values())
     weights = LossWeights(NAMES, {}, "init")
     weights.observe(losses)
@@ -223,10 +192,10 @@ def test_a_label_that_says_nothing_is_an_absent_label(net, data):
 
 
 def test_a_frozen_encoder_leaves_the_heads_trainable(net, data):
-    _, whole = run_cycle(net, [make_batch(data, [0, 1, 2, 3])])
+    _, whole = run_cycle(net, [make_part(data, [0, 1, 2, 3])])
     for parameter in net.encoder.parameters():
         parameter.requires_grad_(False)
-    _, frozen = run_cycle(net, [make_batch(data, [0, 1, 2, 3])])
+    _, frozen = run_cycle(net, [make_part(data, [0, 1, 2, 3])])
     for name, gradient in frozen.items():
         if name.startswith("encoder."):
             assert gradient is None
@@ -242,15 +211,8 @@ def test_fp16_scales_its_losses_and_makes_the_same_step_without_rounding(net, da
         options = Train(
             steps=10, precision=precision, schedule={"warmup_steps": 0}, optimizer={"lr": 0.01, "clip": None}
         )
-        backward = partial(
-            backward_cycle,
-            trained,
-            tasks=dict.fromkeys(NAMES, Square()),
-            device=torch.device("cpu"),
-            autocast=nullcontext,
-        )
-        update = CycleUpdate(trained, options, backward)
-        losses, measures = update.step(0, [make_batch(data, [0, 1, 2, 3])], FIXED)
+        update = build_update(CycleUpdate, options, trained, FIXED)
+        losses, measures = take_step(update, 0, [make_part(data, [0, 1, 2, 3])])
         steps[precision] = (losses, measures, list(trained.parameters()))
     assert steps["fp16"][:2] == steps["fp32"][:2]
     assert all(torch.equal(one, other) for one, other in zip(steps["fp16"][2], steps["fp32"][2], strict=True))

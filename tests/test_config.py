@@ -74,12 +74,14 @@ def test_every_problem_is_reported_at_once(problems):
     assert found == [
         "override 'train.steps' must have the form key=value, as in train.steps=100",
         "seed = true: must be a valid integer",
-        """data.labels = "some": must be 'as_is', 'symmetric', 'one_task' or 'one_at_a_time'""",
+        'data.labels = "some": must be as_is, symmetric, one_task, one_at_a_time, {budget: {task: share, ...}} or '
+        "{file: assignment.json}",
         "data.workers = -1: must be greater than or equal to 0 (from the command line)",
         "tasks.height.width = -1: must be greater than 0",
         "tasks.height.wdth = 3: unknown key; did you mean 'width'?",
         "tasks.color = {}: unknown key; did you mean 'colour'?",
-        "train.micro_batch = 0: must be greater than 0",
+        "train.micro_batch = 0: must be a whole number above 0, or such a number for each of some tasks: "
+        "{task: number, ...}",
         "train.step = 3: unknown key; did you mean 'steps'?",
         "modle = {}: unknown key; did you mean 'model'?",
     ]

@@ -37,7 +37,7 @@ def are_equal(first, second):
 
 def test_a_sample_has_the_documented_keys_and_types(root):
     sample = open_root(root)[0]
-    assert set(sample) == {"image", "targets", "labelled", "camera", "frame"}
+    assert set(sample) == {"image", "targets", "camera", "frame"}
     assert sample["image"].shape == (3, 64, 64) and sample["image"].dtype == torch.uint8
     assert sample["camera"].dtype == torch.float32
     assert torch.equal(sample["camera"], torch.from_numpy(MATRIX).float())
@@ -55,26 +55,31 @@ def test_a_sample_has_the_documented_keys_and_types(root):
     }
 
 
-def test_labelled_says_which_files_are_there_and_blanks_collate(root):
-    dataset = open_root(root)
-    (batch,) = DataLoader(dataset, batch_size=len(dataset))
-    for name, kind in KINDS.items():
-        there = [frame.path(kind).is_file() for frame in dataset.frames]
-        assert batch["labelled"][name].tolist() == there
-        assert 0 < sum(there) < len(there)
-    for row, frame in enumerate(dataset.frames):
-        for name, task in dataset.tasks.items():
-            if not frame.path(KINDS[name]).is_file():
-                assert are_equal(dataset[row]["targets"][name], task.blank(SIZE))
-    # a frame that is labelled as empty has a label, but its target equals that of a frame without a label
+@pytest.mark.parametrize("for_training", [False, True])
+def test_a_batch_has_the_rows_that_have_a_label_and_nothing_of_others(root, for_training):
+    dataset = open_root(root, for_training=for_training)
+    (batch,) = DataLoader(dataset, batch_size=len(dataset), collate_fn=dataset.collate)
+    for name, task in dataset.tasks.items():
+        there = [row for row, frame in enumerate(dataset.frames) if frame.path(KINDS[name]).is_file()]
+        assert batch["rows"][name].tolist() == there and 0 < len(there) < len(dataset)
+        for place, row in enumerate(there):
+            target = dataset[row]["targets"][name]
+            whole = torch.utils._pytree.tree_map(lambda leaf, place=place: leaf[place], batch["targets"][name])
+            assert are_equal(whole, target)
+            if for_training:
+                assert batch["counts"][name][place] == task.count(task.collate([target]))[0]
+    assert for_training == ("counts" in batch)
+    # a frame that is labelled as empty has a label; one without a label has no row
     empty = batch["frame"].index("20180102_000000/front_center/000000004")
-    assert batch["labelled"]["detection"][empty] and (batch["targets"]["detection"]["classes"][empty] == -1).all()
+    row = batch["rows"]["detection"].tolist().index(empty)
+    assert (batch["targets"]["detection"]["classes"][row] == -1).all()
+    bare = dataset.collate([dataset[len(dataset) - 1]])
+    assert bare["targets"] == bare["rows"] == {} and len(bare["image"]) == 1
 
 
 def test_names_say_whose_labels_are_loaded(root):
     sample = open_root(root)[0, 7, ("depth",)]
-    assert {name: bool(flag) for name, flag in sample["labelled"].items()} == {name: name == "depth" for name in TASKS}
-    assert (sample["targets"]["segmentation"] == 255).all()
+    assert set(sample["targets"]) == {"depth"}
 
 
 def test_an_augmented_sample_depends_on_its_seed_alone(root):

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.bifpn import BiFPN, Fusion
+from models.bifpn import BiFPN
 from models.encoders import Encoder
-from models.heads import DenseDetectionHead, DepthHead, GridHead, MapHead, locate_cells, spread_strides
+from models.heads import DenseDetectionHead, DepthHead, GridHead, MapHead, count_cells, locate_cells
 from models.layers import enlarge, stride_of
 from models.multitask import MultitaskNet
 
@@ -208,12 +208,22 @@ def test_every_level_of_the_neck_sees_every_level_of_the_encoder():
 
 
 def test_fusion_weights_start_equal_and_count_by_their_share():
-    fuse = Fusion(2, 16).eval()
+    neck = BiFPN({"x.4": 8, "x.8": 8, "x.16": 8, "x.32": 8}, width=16, repeats=2).eval()
+    fusions = [fusion for layer in neck.layers for fusion in layer.fusions]
     a, b = torch.randn(2, 1, 16, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(fuse([a, b]), fuse.convolution((a + b) / 2), rtol=1e-3, atol=1e-3)
-        fuse.weights.copy_(torch.tensor([3.0, -1.0]))
-        torch.testing.assert_close(fuse([a, b]), fuse.convolution(a), rtol=1e-3, atol=1e-3)
+        for fusion, weights in zip(fusions, neck.normalise_weights(torch.float32), strict=True):
+            assert weights.tolist() == pytest.approx([1 / len(weights)] * len(weights), rel=1e-3)
+            if len(weights) == 2:
+                torch.testing.assert_close(
+                    fusion([a, b], weights), fusion.convolution((a + b) / 2), rtol=1e-3, atol=1e-3
+                )
+        # of each fusion its own weights alone matter
+        for number, fusion in enumerate(fusions):
+            fusion.weights.copy_(torch.tensor([3.0 + number, -1.0, 1.0][: len(fusion.weights)]))
+        for number, weights in enumerate(neck.normalise_weights(torch.float32)):
+            wanted = [1.0, 0.0] if len(weights) == 2 else [(3 + number) / (4 + number), 0.0, 1 / (4 + number)]
+            assert weights.tolist() == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("factor", [2, 8, 128])
@@ -248,10 +258,8 @@ def test_shapes_of_the_outputs(net, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_locations_are_the_centres_of_cells_that_tile_the_image(size):
     strides = (8, 32, 128)
-    locations, spread = locate_cells(size, strides), spread_strides(size, strides)
-    assert len(locations) == len(spread)
-    for stride in strides:
-        of_level = locations[spread == stride]
+    levels = locate_cells(size, strides).split([math.prod(count_cells(size, stride)) for stride in strides])
+    for stride, of_level in zip(strides, levels, strict=True):
         corners = of_level - stride / 2
         assert torch.equal(corners, (corners / stride).round() * stride)
         assert len(corners.unique(dim=0)) == len(corners)
@@ -269,8 +277,8 @@ def test_detector_lists_its_cells_in_the_order_of_the_locations():
     nn.init.normal_(head.regression.bbox_reg.weight)
     features = {"x.8": torch.zeros(1, 32, 10, 17), "x.16": torch.zeros(1, 32, 5, 9)}
     features["x.16"][0, :, 3, 7] = 1
-    spread = spread_strides(size, strides)
-    changed = ~head(features, size).boxes[0].isclose(4 * spread[:, None]).all(dim=1)
+    starts = torch.cat([torch.full((math.prod(count_cells(size, stride)), 1), 4.0 * stride) for stride in strides])
+    changed = ~head(features, size).boxes[0].isclose(starts).all(dim=1)
     reached = locate_cells(size, strides)[changed]
     assert len(reached) == 9
     assert torch.equal(reached.mean(dim=0), torch.tensor([7.5 * 16, 3.5 * 16]))

@@ -16,6 +16,7 @@ from a2d2.images import encode_jpeg, encode_png, write_bytes, write_json
 from tasks import TASKS
 from training.checkpoint import load_weights, save_weights
 from training.record import Record
+from training.sampling import write_assignment
 
 NEW_SCENES = tuple(f"201801{day:02d}_000000" for day in range(4, 10))
 
@@ -51,10 +52,10 @@ def train_whole(config, folder, *options):
     return folder
 
 
-def train_until_stopped(config, folder, number=3):
+def train_until_stopped(config, folder, *options, number=3):
     with pytest.MonkeyPatch.context() as patch:
         stop_at_check(patch, number)
-        assert run_train(patch, config, folder) == 75
+        assert run_train(patch, config, folder, *options) == 75
 
 
 def score(capsys, *arguments):
@@ -127,7 +128,7 @@ def test_all_frames_may_be_scored_and_the_trained_ones_are_counted(config, root,
 @pytest.mark.parametrize("number", [1, 3, 4])
 def test_a_resume_after_the_data_grew_is_the_run_that_was_never_stopped(config, root, tmp_path, number, capsys):
     whole = train_whole(config, tmp_path / "whole")
-    train_until_stopped(config, tmp_path / "run", number)
+    train_until_stopped(config, tmp_path / "run", number=number)
     grow(root)
     # a label for a frame of each subset that had none
     for names in read_record(whole).subsets.values():
@@ -277,11 +278,40 @@ def test_statistics_are_of_the_labels_that_are_trained_on(config, root, tmp_path
 
 
 def test_a_changed_assignment_is_noticed(config, tmp_path, capsys):
-    train_until_stopped(config, tmp_path / "run")
+    """Edited; or missing, and the labels are assigned in another way now."""
+    run = tmp_path / "run"
+    train_until_stopped(config, run)
+    kept = (run / "assignment.json").read_text()
+    (run / "assignment.json").write_text(write_assignment(["a/b/c"], {"depth": []}))
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, run, "--resume") == 1
+    assert "assigned to tasks in another way now" in capsys.readouterr().err
+    (run / "assignment.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.assign_labels", lambda has, *_: {name: [0] for name in has})
-        assert run_train(patch, config, tmp_path / "run", "--resume") == 1
+        assert run_train(patch, config, run, "--resume") == 1
     assert "assigned to tasks in another way now" in capsys.readouterr().err
+    (run / "assignment.json").write_text(kept)
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, run, "--resume") == 0
+
+
+def test_a_run_goes_on_with_its_assignment_whatever_became_of_the_file_it_came_from(config, tmp_path, capsys):
+    given = tmp_path / "given.json"
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "first") == 0
+    first = (tmp_path / "first/assignment.json").read_text()
+    given.write_text(first)
+    options = [f"data.labels={{file: {given}}}", "data.labels_seed=5"]
+    train_until_stopped(config, tmp_path / "run", *options)
+    given.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "run", "--resume", *options) == 0
+        assert run_train(patch, config, tmp_path / "other", *options) == 1
+    assert f"the file {given} cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "run/assignment.json").read_text() == first
+    weights = [load_weights(tmp_path / name / "best.safetensors")[0] for name in ("first", "run")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def prepare_counting(config, *options):

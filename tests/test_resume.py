@@ -46,7 +46,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(config, whole, tmp
 def test_a_run_that_ended_without_a_signal_goes_on_from_its_checkpoint(config, tmp_path):
     """A crash in step 4, after the checkpoint of step 3 and with a line logged since."""
 
-    def crash(*arguments):
+    def crash(*arguments, **options):
         raise OSError("the disk is full")
 
     with pytest.MonkeyPatch.context() as patch:

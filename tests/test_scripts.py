@@ -2,7 +2,6 @@
 
 import ast
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -16,10 +15,8 @@ from a2d2.dataset import DatasetError, FrameDataset, index_roots
 from a2d2.images import read_image
 from a2d2.synthetic.writer import write_dataset
 from tasks import TASKS
-from training.balancing import NonFiniteError, backward_cycle
 from training.checkpoint import load_weights
 from training.config import load_config
-from training.sampling import CycleSampler, assign_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {name: task.Options for name, task in TASKS.items()}
@@ -129,85 +126,10 @@ def test_the_sample_is_as_documented(derived):
     sample = dataset[0]
     assert sample["image"].shape == (3, 64, 128) and sample["image"].dtype == torch.uint8
     assert sample["camera"].shape == (3, 3) and sample["frame"] == str(frames[0])
-    assert all(sample["labelled"][name].dtype == torch.bool for name in tasks)
+    there = {name for name, task in tasks.items() if task.has_label(frames[0])}
+    assert set(sample["targets"]) == there
     with pytest.raises(DatasetError, match="two roots"):
         index_roots([derived, Path(str(derived) + "/../d")], ["front_center"])
-
-
-def test_regimes_and_endless_streams():
-    rng = random.Random(0)
-    has = {name: [rng.random() < 0.7 for _ in range(60)] for name in "abc"}
-    one = assign_labels(has, "one_task", 0)
-    assert len({index for indices in one.values() for index in indices}) == sum(map(len, one.values()))
-    assert max(map(len, one.values())) - min(map(len, one.values())) <= 3
-    full = assign_labels(has, "symmetric", 0)
-    assert full["a"] == full["b"] == [i for i in range(60) if all(has[name][i] for name in has)]
-    sampler = CycleSampler(one, "one_task", 4, 1, 0, 0, 20)
-    drawn = list(sampler)
-    assert drawn[30:] == list(CycleSampler(one, "one_task", 4, 1, 0, 10, 20))
-    of_a = [index for batch in drawn for index, _, names in batch if names == ("a",)]
-    assert sorted(of_a[: len(one["a"])]) == one["a"]
-
-
-class Square:
-    """A task of one number a row: the loss is the squared distance from the target."""
-
-    def count(self, target):
-        return len(target)
-
-    def loss(self, output, target):
-        return ((output - target) ** 2).sum()
-
-
-def test_micro_batches_combine_exactly_and_absent_tasks_stay_untouched():
-    from contextlib import nullcontext
-
-    from models.multitask import MultitaskNet
-
-    class Backbone(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Conv2d(3, 4, 1)
-
-        def forward(self, image):
-            return {"encoder.1": self.layer(image)}
-
-    class Sum(torch.nn.Module):
-        reads = ("encoder.1",)
-
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(4, 1)
-
-        def forward(self, features, size):
-            return self.layer(features["encoder.1"].mean(dim=(2, 3)))[:, 0]
-
-    torch.manual_seed(0)
-    net = MultitaskNet(Backbone(), None, {name: Sum() for name in "abc"}).double()
-    image, targets = torch.rand(4, 3, 2, 2).double(), torch.rand(4).double()
-    labelled = {"a": [True, True, False, True], "b": [False, True, True, False], "c": [False] * 4}
-
-    def make(rows):
-        return {
-            "image": image[rows],
-            "targets": dict.fromkeys("abc", targets[rows]),
-            "labelled": {name: torch.tensor(labelled[name])[rows] for name in "abc"},
-            "frame": [f"frame {row}" for row in rows],
-        }
-
-    def gradients(cycle):
-        net.zero_grad(set_to_none=True)
-        tasks, weights = {name: Square() for name in "abc"}, {"a": 1.0, "b": 0.3, "c": 1.0}
-        backward_cycle(net, cycle, tasks, weights, torch.device("cpu"), nullcontext)
-        return {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
-
-    whole, parts = gradients([make([0, 1, 2, 3])]), gradients([make([row]) for row in (2, 0, 3, 1)])
-    for name, gradient in whole.items():
-        assert (gradient is None) == name.startswith("heads.c")
-        assert gradient is None or torch.allclose(gradient, parts[name], rtol=1e-12, atol=1e-14)
-    targets[1] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"loss of a .*frame 1"):
-        gradients([make([0, 1, 2, 3])])
 
 
 ALLOWED = {

@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from a2d2.dataset import Geometry
 from evaluate import format_table, mean_skill
-from models.heads import DetectionOutput, locate_cells, spread_strides
+from models.heads import DetectionOutput, count_cells, locate_cells
 from tasks import TASKS
 from tasks.depth import Depth, DepthMetrics
 from tasks.detection import IGNORED, Detection, match_locations
@@ -42,10 +42,10 @@ def test_blanks_collate_with_targets_and_count_nothing(name):
         "detection": make_boxes(),
         "steering": np.array([3.0], np.float32),
     }[name]
-    batch = default_collate([task.blank(SIZE), task.transform(label, SAME)])
-    assert task.count(batch) > 0
-    if name != "steering":  # an unlabelled angle differs from 0 degrees in `labelled` alone
-        assert task.count(default_collate([task.blank(SIZE)])) == 0
+    targets = [task.prepare_loss(target) for target in (task.blank(SIZE), task.transform(label, SAME))]
+    counts = task.count(task.collate(targets)).tolist()
+    # a blank angle is 0 degrees, which only says nothing because no row is made of it
+    assert counts[1] > 0 and counts[0] == (1 if name == "steering" else 0)
 
 
 def test_segmentation_counts_and_scores():
@@ -85,6 +85,11 @@ def test_a_zoom_brings_depth_nearer():
     assert torch.equal(zoomed.unique(), torch.tensor([0.0, 5.0])) and int((zoomed > 0).sum()) == 64 * 32
 
 
+def list_strides(size, strides):
+    """The stride of each location."""
+    return torch.cat([torch.full((math.prod(count_cells(size, stride)),), float(stride)) for stride in strides])
+
+
 def brute_match(locations, strides, boxes, classes):
     rows = []
     for (x, y), stride in zip(locations.tolist(), strides.tolist(), strict=True):
@@ -109,10 +114,10 @@ def test_matching_is_the_brute_force_one(size):
     classes = torch.from_numpy(rng.integers(-2, 3, 12))
     classes[classes == -1] = 0
     strides = (8, 16, 32)
-    locations, spread = locate_cells(size, strides), spread_strides(size, strides)
-    rows, ignored = match_locations(locations, spread, boxes, classes)
-    assert rows.tolist() == brute_match(locations, spread, boxes, classes)
-    assert (rows >= 0).any() and ignored.any() and not (ignored & (rows >= 0)).any()
+    rows = match_locations(size, strides, boxes.numpy(), classes.numpy())
+    locations, spread = locate_cells(size, strides), list_strides(size, strides)
+    assert np.maximum(rows, -1).tolist() == brute_match(locations, spread, boxes, classes)
+    assert (rows >= 0).any() and (rows == IGNORED).any()
 
 
 @pytest.mark.parametrize("size", [(75, 131), (33, 257)])
@@ -122,33 +127,31 @@ def test_ignored_are_exactly_the_locations_in_ignored_boxes_that_match_none(size
     boxes = torch.from_numpy(np.concatenate([corner, corner + rng.uniform(3, 50, (14, 2))], axis=1)).float()
     classes = torch.tensor([IGNORED, 0, 1] * 4 + [IGNORED] * 2)
     strides = (8, 16, 32, 64, 128)
-    locations, spread = locate_cells(size, strides), spread_strides(size, strides)
-    rows, ignored = match_locations(locations, spread, boxes, classes)
+    rows = match_locations(size, strides, boxes.numpy(), classes.numpy())
     held = [
         any(
             x1 < x < x2 and y1 < y < y2
             for (x1, y1, x2, y2), label in zip(boxes.tolist(), classes.tolist(), strict=True)
             if label == IGNORED
         )
-        for x, y in locations.tolist()
+        for x, y in locate_cells(size, strides).tolist()
     ]
-    assert ignored.tolist() == [there and row < 0 for there, row in zip(held, rows.tolist(), strict=True)]
+    ignored = (rows == IGNORED).tolist()
+    assert ignored == [there and row < 0 for there, row in zip(held, rows.tolist(), strict=True)]
     assert any(ignored) and any(there and row >= 0 for there, row in zip(held, rows.tolist(), strict=True))
 
 
 def test_without_boxes_every_location_is_background():
-    locations, spread = locate_cells((75, 131), (8, 64)), spread_strides((75, 131), (8, 64))
-    rows, ignored = match_locations(locations, spread, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    assert (rows == -1).all() and not ignored.any() and len(rows) == len(locations)
+    rows = match_locations((75, 131), (8, 64), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    assert (rows == -1).all() and len(rows) == len(locate_cells((75, 131), (8, 64)))
 
 
 def make_output(target, task, confidence=12.0):
     """A detector that says exactly what the target holds."""
     strides, size = task.box_coder.strides, SIZE[::-1]
-    locations, spread = locate_cells(size, strides), spread_strides(size, strides)
-    real = target["classes"] != -1
-    boxes, classes = target["boxes"][real], target["classes"][real]
-    rows, _ = match_locations(locations, spread, boxes, classes)
+    locations = locate_cells(size, strides)
+    boxes, classes = target["boxes"], target["classes"]
+    rows = task.prepare_loss(target)["match"]
     logits = torch.full((1, len(locations), len(task.names)), -confidence)
     distances = torch.ones(1, len(locations), 4)
     for place in (rows >= 0).nonzero()[:, 0].tolist():
@@ -164,7 +167,7 @@ def test_perfect_detections_score_one_and_ignored_boxes_cost_nothing():
     assert (target["classes"] == IGNORED).sum() == 2  # the small one and the unknown one
     output = make_output(target, task)
     batch = default_collate([target])
-    assert task.count(batch) > 0
+    assert task.count(default_collate([task.prepare_loss(target)])) > 0
     metrics = task.metrics()
     metrics.update(task.predict(output, SIZE), batch)
     assert metrics.compute()["ap"] == pytest.approx(1.0)
@@ -176,11 +179,11 @@ def test_perfect_detections_score_one_and_ignored_boxes_cost_nothing():
 
 
 def test_detection_mirrors():
-    task = Detection()
-    target, mirrored = (default_collate([task.transform(make_boxes(), geometry)]) for geometry in (SAME, MIRROR))
-    torch.manual_seed(0)
-    maps = [torch.randn(1, 10, SIZE[1] // stride or 1, SIZE[0] // stride) for stride in task.box_coder.strides[:4]]
     task = Detection(Detection.Options(head={"reads": ("neck.8", "neck.16", "neck.32", "neck.64")}))
+    targets = (task.transform(make_boxes(), geometry) for geometry in (SAME, MIRROR))
+    target, mirrored = (default_collate([task.prepare_loss(target)]) for target in targets)
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 10, SIZE[1] // stride or 1, SIZE[0] // stride) for stride in task.box_coder.strides]
 
     def make(levels, flipped):
         cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
@@ -196,7 +199,7 @@ def test_detection_mirrors():
 
 def test_an_empty_frame_is_a_labelled_frame():
     task = Detection()
-    target = default_collate([task.transform([], SAME)])
+    target = default_collate([task.prepare_loss(task.transform([], SAME))])
     assert task.count(target) == 0
     output = make_output(task.transform([], SAME), task)
     assert task.loss(output, target).item() >= 0
@@ -224,7 +227,7 @@ def test_steering_turns_its_sign_and_scores_in_degrees():
 def test_depth_trains_and_scores_within_its_cap_alone():
     task = Depth()
     near, far = torch.tensor([[[10.0, 0.0, 80.0]]]), torch.tensor([[[0.0, 80.5, 200.0]]])
-    assert task.count(torch.cat([near, far, near])) == 2
+    assert task.count(torch.cat([near, far, near])).tolist() == [1, 0, 1]
     assert task.loss(torch.randn(1, 1, 3), far).item() == 0
     metrics = task.metrics()
     metrics.update(torch.ones(1, 1, 3), far)
@@ -258,13 +261,14 @@ def test_locations_in_an_ignored_box_are_neither_positive_nor_background():
     locations = locate_cells(SIZE[::-1], task.box_coder.strides)
     x1, y1, x2, y2 = 90, 5, 120, 30  # the box of unknown class
     inside = (locations > torch.tensor([x1, y1])).all(dim=1) & (locations < torch.tensor([x2, y2])).all(dim=1)
-    rows, ignored = task.box_coder._match(default_collate([target]), SIZE[::-1], task.box_coder.strides)[0]
+    prepared = default_collate([task.prepare_loss(target)])
+    rows, ignored = prepared["match"][0], prepared["match"][0] == IGNORED
     assert (ignored | (rows >= 0))[inside].all() and ignored[inside].any()
 
     def loss_with(places):
         output = make_output(target, task)
         output.classes[0, places] = 3.0
-        return task.loss(output, default_collate([target])).item()
+        return task.loss(output, prepared).item()
 
     silent = loss_with(torch.zeros_like(ignored))
     assert loss_with(ignored) == pytest.approx(silent)
@@ -274,7 +278,7 @@ def test_locations_in_an_ignored_box_are_neither_positive_nor_background():
 
 def test_a_frame_known_to_be_empty_teaches_that_there_is_nothing():
     task = Detection()
-    batch = default_collate([task.transform([], SAME)])
+    batch = default_collate([task.prepare_loss(task.transform([], SAME))])
     quiet = make_output(task.transform([], SAME), task)
     loud = quiet._replace(classes=quiet.classes + 15)
     assert task.loss(quiet, batch).item() < 1e-3 < 1 < task.loss(loud, batch).item()
@@ -340,10 +344,12 @@ def test_of_too_many_boxes_the_largest_stay():
     task = Detection(Detection.Options(max_boxes=3))
     sides = [20, 50, 10, 40, 30]
     label = [{"box": [0, 0, side, side], "class": "Car", "visible": 1.0} for side in sides]
-    target = task.collate([task.transform(label, SAME), task.transform([], SAME)])
-    assert target["boxes"][0, :, 2].tolist() == [50, 40, 30, 20, 10]  # what is scored
-    largest = task.collate([task.transform([label[index] for index in (1, 3, 4)], SAME), task.transform([], SAME)])
-    assert task.count(target) == task.count(largest) > 0  # what is trained
+    target = task.transform(label, SAME)
+    assert task.collate([target, task.transform([], SAME)])["boxes"][0, :, 2].tolist() == [50, 40, 30, 20, 10]  # scored
+    largest = task.transform([label[index] for index in (1, 3, 4)], SAME)
+    trained, wanted = (task.collate([task.prepare_loss(each)]) for each in (target, largest))
+    assert all(torch.equal(trained[key], wanted[key]) for key in ("boxes", "classes", "match"))
+    assert task.count(trained) > 0
 
 
 def test_limits_of_training_never_cut_the_truth_that_is_scored():

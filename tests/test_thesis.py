@@ -2,14 +2,14 @@
 
 import copy
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from derived_root import write_root
-from test_balancing import Backbone, Mean, Square
+from small_net import NAMES, build_backward, build_update, count_cycle, make_batch, take_step
+from small_net import build_net as build_small_net
 from tiny_run import are_same_weights, read_log, run_train, stop_at_check
 from torch import nn
 from torch.utils.data import default_collate
@@ -18,11 +18,10 @@ from torchvision.ops import box_iou
 
 from a2d2.dataset import Geometry
 from models.encoders import Encoder
-from models.multitask import MultitaskNet
 from models.thesis import BoxGridHead, BoxGridOutput, Fusion, ThesisNeck, ThesisNet, log_softplus
 from tasks import TASKS
 from tasks.detection import IGNORED, PADDING, Detection, choose_slots
-from training.balancing import backward_cycle
+from training.balancing import Normaliser
 from training.checkpoint import load_newest_checkpoint, save_checkpoint
 from training.config import load_config
 from training.updates import SHARED, AsyncUpdate, CycleUpdate
@@ -406,8 +405,6 @@ def test_the_shared_network_can_have_the_grid_too():
 
 # Groups that step at their own pace
 
-NAMES = ("a", "b", "c")
-
 
 class Options:
     """The train block, as far as AsyncUpdate reads it."""
@@ -429,29 +426,9 @@ def make_cycle(number, labels=("a", "b"), rows=1):
     cycle = []
     for label in labels:
         target = {"value": torch.rand(rows).double(), "weight": torch.arange(1, rows + 1)}
-        cycle.append(
-            {
-                "image": torch.rand(rows, 3, 2, 2).double(),
-                "targets": dict.fromkeys(NAMES, target),
-                "labelled": {name: torch.tensor([name == label] * rows) for name in NAMES},
-                "frame": [f"frame {number} {label}"] * rows,
-            }
-        )
+        image = torch.rand(rows, 3, 2, 2).double()
+        cycle.append(make_batch(image, target, {label: [True] * rows}, [f"frame {number} {label}"] * rows))
     return cycle
-
-
-def build_small_net(names=NAMES):
-    torch.manual_seed(0)
-    return MultitaskNet(Backbone(), None, {name: Mean() for name in names}).double()
-
-
-def build_update(kind, options, net):
-    tasks = dict.fromkeys(net.heads, Square())
-
-    def backward(cycle, weights):
-        return backward_cycle(net, cycle, tasks, weights, torch.device("cpu"), nullcontext)
-
-    return kind(net, options, backward)
 
 
 def copy_parts(net):
@@ -469,7 +446,7 @@ def test_groups_step_exactly_on_their_counts_and_absent_ones_never():
     moved = []
     for number in range(6):
         before = copy_parts(net)
-        losses, measures = update.step(number, make_cycle(number), dict.fromkeys(NAMES, 1.0))
+        losses, measures = take_step(update, number, make_cycle(number))
         moved.append(find_changed(before, copy_parts(net)))
         assert set(losses) == {"a", "b"}
     assert moved == [set(), {"a"}, {SHARED, "b"}, {"a"}, set(), {SHARED, "a", "b"}]
@@ -479,7 +456,7 @@ def test_groups_step_exactly_on_their_counts_and_absent_ones_never():
     # c comes at last, and steps on its own four samples
     for number in range(6, 10):
         before = copy_parts(net)
-        update.step(number, make_cycle(number, ["c"]), dict.fromkeys(NAMES, 1.0))
+        take_step(update, number, make_cycle(number, ["c"]))
     assert find_changed(before, copy_parts(net)) == {"c"}
 
 
@@ -487,7 +464,7 @@ def test_the_updates_are_those_of_adam_on_plainly_added_losses():
     """Several frames are as many cycles of one sample; a loss counts by its weight over the samples of a step."""
     net, weights = build_small_net(), {"a": 2.0, "b": 0.25, "c": 1.0}
     plain = copy.deepcopy(net)
-    update = build_update(AsyncUpdate, SLOW, net)
+    update = build_update(AsyncUpdate, SLOW, net, weights)
     adams = {
         name: torch.optim.Adam(parameters, lr=SLOW.groups[name].lr)
         for name, parameters in [(SHARED, plain.shared_parameters())]
@@ -498,7 +475,7 @@ def test_the_updates_are_those_of_adam_on_plainly_added_losses():
         labels = ("a", "b", "c")[: 1 + number % 3]
         rows = 1 + number % 2
         cycle = make_cycle(number, labels, rows)
-        update.step(number, cycle, weights)
+        take_step(update, number, cycle)
         for batch, label in zip(cycle, labels, strict=True):
             output, target = plain(batch["image"], {label: None})[label], batch["targets"][label]
             total = (output - target["value"]).square().sum()  # a sample's own weight and its count cancel
@@ -520,14 +497,14 @@ def test_a_head_that_stops_the_gradient_adds_no_sample_to_the_shared_part():
     net.heads["b"].stop_gradient = True
     update = build_update(AsyncUpdate, SLOW, net)
     for number in range(6):
-        update.step(number, make_cycle(number), dict.fromkeys(NAMES, 1.0))
+        take_step(update, number, make_cycle(number))
     assert update.steps == {SHARED: 1, "a": 3, "b": 2, "c": 0}
 
 
 def test_a_saved_state_goes_on_to_the_bit(tmp_path):
     def run(update, numbers):
         for number in numbers:
-            update.step(number, make_cycle(number), dict.fromkeys(NAMES, 1.0))
+            take_step(update, number, make_cycle(number))
 
     whole = build_small_net()
     run(build_update(AsyncUpdate, SLOW, whole), range(11))
@@ -554,7 +531,7 @@ def test_what_is_not_finite_is_named_before_any_weight_is_changed():
     before = copy_parts(net)
     net.heads["b"].layer.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(RuntimeError, match=r"gradient is not finite; frames of this step: frame 0 a, frame 0 b"):
-        update.step(0, make_cycle(0), dict.fromkeys(NAMES, 1.0))
+        take_step(update, 0, make_cycle(0))
     assert find_changed(before, copy_parts(net)) == set()
 
 
@@ -568,13 +545,11 @@ def load_recipe(name):
 def test_the_asymmetric_recipe_weighs_the_tasks_as_the_thesis_did():
     config = load_recipe("asymmetric")
     net = build_small_net(TASKS)
-    update = build_update(AsyncUpdate, config.train, net)
+    update = build_update(AsyncUpdate, config.train, net, config.balancing.weights)
     shares = {}
     for name in TASKS:
         (batch,) = make_cycle(0, [name])
-        batch |= {key: dict.fromkeys(TASKS, batch[key]["a"]) for key in ("targets", "labelled")}
-        batch["labelled"] = {task: torch.tensor([task == name]) for task in TASKS}
-        update.step(0, [batch], config.balancing.weights)
+        take_step(update, 0, [batch])
         ours = torch.cat([parameter.grad.flatten() for parameter in net.shared_parameters()])
         net.zero_grad()
         (net(batch["image"], {name: None})[name] - batch["targets"][name]["value"]).square().sum().backward()
@@ -594,12 +569,15 @@ def test_the_other_recipes_are_adam_at_a_constant_rate():
     net = build_small_net()
     plain = copy.deepcopy(net)
     update = build_update(CycleUpdate, config.train, net)
-    adam = torch.optim.Adam(plain.parameters(), lr=1e-5)
-    backward = build_update(CycleUpdate, config.train, plain).backward
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-5, fused=True)
+    backward = build_backward(plain)
     for number in range(5):
-        update.step(number * config.train.steps // 5, make_cycle(number), dict.fromkeys(NAMES, 1.0))
+        cycle = make_cycle(number)
+        take_step(update, number * config.train.steps // 5, cycle)
         adam.zero_grad()
-        backward(make_cycle(number), weights=dict.fromkeys(NAMES, 1.0))
+        backward.run(
+            cycle, Normaliser(backward.tasks).find_divisors(count_cycle(NAMES, cycle)), dict.fromkeys(NAMES, 1.0)
+        )
         adam.step()
     assert all(map(torch.equal, net.parameters(), plain.parameters()))
     assert find_changed(copy_parts(build_small_net()), copy_parts(net)) == {SHARED, "a", "b"}

@@ -20,7 +20,7 @@ from training.files import make_json_ready, whole_file
 from training.renamed import rename_all
 
 WEIGHTS_FORMAT = 2  # 1 had other names, see training/renamed.py
-CHECKPOINT_FORMAT = 3  # 1 had the state of a run under other names; 2 had no normaliser
+CHECKPOINT_FORMAT = 4  # 1 had the state of a run under other names; 2 had no normaliser; 3 knew one way of balancing
 
 _PLAIN_TYPES = (int, float, str, bool, type(None))
 

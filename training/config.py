@@ -18,6 +18,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -71,6 +72,25 @@ class Augment(Closed):
         return scale
 
 
+REGIMES = ("as_is", "symmetric", "one_task", "one_at_a_time")
+
+
+def check_labels(value: Any) -> Any:
+    """One of REGIMES, {"budget": {task: share}} or {"file": path}; ValueError for anything else."""
+    if isinstance(value, str) and value in REGIMES:
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        ((key, given),) = value.items()
+        if key == "file" and isinstance(given, str) and given:
+            return value
+        if key == "budget" and isinstance(given, dict) and given:
+            for name, share in given.items():
+                if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+                    raise ValueError(f"the budget of {name} is a share of its labels, above 0 and at most 1")
+            return {"budget": {name: float(share) for name, share in given.items()}}
+    raise ValueError(f"must be {', '.join(REGIMES)}, {{budget: {{task: share, ...}}}} or {{file: assignment.json}}")
+
+
 class Data(Closed):
     roots: list[str] = Field(
         ["Datasets/processed/1024x640"],
@@ -83,12 +103,14 @@ class Data(Closed):
         (0.7, 0.15, 0.15), description="shares of training, validation and test, for the splits that draw scenes"
     )
     views: list[str] = Field(["front_center"], min_length=1, description="cameras whose frames are used")
-    labels: Literal["as_is", "symmetric", "one_task", "one_at_a_time"] = Field(
+    labels: Annotated[str | dict[str, Any], BeforeValidator(check_labels)] = Field(
         "as_is",
         description="as_is: every label there is; symmetric: only frames that have the labels of all tasks; "
         "one_task: each frame keeps the label of one task; one_at_a_time: every label there is, but a sample brings "
-        "only that of its stream's task",
+        "only that of its stream's task; {budget: {task: share}}: of a task's labels that share, 0 to 1; {file: FILE}: "
+        "those that an assignment.json names",
     )
+    labels_seed: NonNegativeInt = Field(0, description="seed of one_task and budget, whatever the seed of the run")
     workers: NonNegativeInt = Field(4, description="processes that load frames; 0: the main process loads them")
     limit: PositiveInt | None = Field(None, description="use only the first so many frames of each subset, for trials")
     augment: Augment = Field(default_factory=Augment)
@@ -153,10 +175,28 @@ class Group(Closed):
     samples: PositiveInt = Field(description="labelled samples whose gradients make a step")
 
 
+MICRO_BATCH = 4  # frames
+
+
+def check_micro_batch(value: Any) -> Any:
+    """A number of frames, or {task: number}; ValueError for anything else."""
+    numbers = list(value.values()) if isinstance(value, dict) and value else [value]
+    if all(type(number) is int and number > 0 for number in numbers):
+        return value
+    raise ValueError("must be a whole number above 0, or such a number for each of some tasks: {task: number, ...}")
+
+
 class Train(Closed):
     steps: PositiveInt = Field(60000, description="cycles of micro-batches of all tasks; each updates the weights once")
-    micro_batch: PositiveInt = Field(4, description="frames in a micro-batch")
-    cycle: PositiveInt = Field(1, description="micro-batches of each task in a step (gradient accumulation)")
+    micro_batch: Annotated[int | dict[str, int], BeforeValidator(check_micro_batch)] = Field(
+        MICRO_BATCH,
+        description="frames in a micro-batch; {task: number}: of the stream of each task, 4 where none is given",
+    )
+    cycle: PositiveInt = Field(
+        1, description="micro-batches of each task in a step (gradient accumulation), on all ranks together"
+    )
+    merge: bool = Field(False, description="one pass for the micro-batches of all tasks: faster, for more memory")
+    freeze: list[str] = Field([], description="parts that do not learn: encoder, neck, heads.<task>")
     update: Literal["cycle", "async"] = Field(
         "cycle",
         description="cycle: one optimizer, which steps after every cycle; async: an Adam for every group, which steps "
@@ -171,11 +211,14 @@ class Train(Closed):
         None, description="start from the weights of this run folder or weights file, as far as they fit"
     )
     ema: Ema | None = Field(default_factory=Ema, description="exponential moving average of the weights; null: off")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the GPU has it, else fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
+        "auto", description="auto: bf16 where the GPU has it, else fp32; fp64: to compare runs to the last digits"
     )
     channels_last: bool = Field(True, description="memory layout of images and features")
+    recompute: bool = Field(False, description="compute the neck's fusions twice, for less memory")
+    compile: bool = Field(False, description="compile encoder, neck and heads with torch.compile")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    timeout: PositiveFloat = Field(900.0, description="seconds that a rank waits for the others")
     evaluate_every: PositiveInt = Field(1000, description="steps between two evaluations")
     save_every: PositiveInt = Field(1000, description="steps between two checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="how many of the newest checkpoints stay")
@@ -186,12 +229,63 @@ class Train(Closed):
         return {name: group.model_dump(mode="json") for name, group in groups.items()}
 
 
+LOSS_METHODS: dict[str, dict[str, float]] = {
+    "sum": {},
+    "uncertainty": {"lr": 0.01},
+    "dwa": {"temperature": 2.0, "window": 1000},
+    "famo": {"lr": 0.025, "decay": 0.001},
+    "rlw": {},
+    "geometric": {},
+    "label_frequency": {"window": 1000, "limit": 10.0},
+}
+GRADIENT_METHODS: dict[str, dict[str, float]] = {
+    "pcgrad": {},
+    "mgda": {},
+    "imtlg": {},
+    "aligned_mtl": {},
+    "gradvac": {"beta": 0.01},
+    "cagrad": {"c": 0.4},
+    "upgrad": {},
+    "dualproj": {},
+    "fairgrad": {"alpha": 1.0},
+    "nashmtl": {"max_norm": 1.0},
+}
+"""The methods of balancing, and their options with their defaults."""
+
+
 class Balancing(Closed):
     weights: dict[str, NonNegativeFloat] = Field({}, description="weight of a task's loss; 1 where none is given")
-    method: Literal["sum"] = Field("sum", description="how the losses of the tasks become one update")
-    normalise: Literal["none", "init"] = Field(
-        "none", description="init: divide each loss by its mean over the first steps; none: take it as it is"
+    method: Literal[(*LOSS_METHODS, *GRADIENT_METHODS)] = Field(  # type: ignore[valid-type]
+        "sum", description="how the losses of the tasks become one update, see docs/training.md"
     )
+    options: dict[str, PositiveFloat] = Field({}, description="options of the method, see docs/training.md")
+    normalise: Literal["none", "init", "running"] = Field(
+        "none",
+        description="init: divide each loss by its mean over the first steps; running: over the last 100; none: take "
+        "it as it is",
+    )
+    rows: Literal["device", "bf16", "cpu"] = Field(
+        "device", description="where the gradients of the tasks are kept apart, for methods that need them"
+    )
+    measure_every: PositiveInt | None = Field(
+        None, description="steps between two lines with norms, cosines and shares of the tasks' gradients; null: none"
+    )
+
+    @field_validator("options")
+    @classmethod
+    def check_options(cls, options, info):
+        allowed = find_method_options(info.data.get("method", "sum"))
+        if unknown := [name for name in options if name not in allowed]:
+            raise ValueError(f"no option {unknown[0]}; this method has {', '.join(allowed) or 'none'}")
+        return options
+
+    def complete_options(self) -> dict[str, float]:
+        """The options of the method, with its defaults."""
+        return find_method_options(self.method) | self.options
+
+
+def find_method_options(method: str) -> dict[str, float]:
+    return dict((LOSS_METHODS | GRADIENT_METHODS)[method])
 
 
 class Protocol(Closed):
@@ -256,6 +350,40 @@ class Config(Closed):
     def serialize_tasks(self, tasks):
         return {name: options.model_dump(mode="json") for name, options in tasks.items()}
 
+    @field_validator("tasks")
+    @classmethod
+    def check_budget(cls, tasks, info):
+        labels = info.data["data"].labels if "data" in info.data else "as_is"
+        budget = labels.get("budget", {}) if isinstance(labels, dict) else {}
+        if foreign := [name for name in budget if name not in tasks]:
+            raise ValueError(f"data.labels has a budget for {foreign[0]}, which is not trained: {', '.join(tasks)} are")
+        return tasks
+
+    @field_validator("train")
+    @classmethod
+    def check_streams(cls, train, info):
+        tasks, data = info.data.get("tasks"), info.data.get("data")
+        if not tasks or data is None:  # they have an error of their own
+            return train
+        if isinstance(train.micro_batch, dict):
+            if foreign := [name for name in train.micro_batch if name not in tasks]:
+                raise ValueError(f"micro_batch names {foreign[0]}, which is not trained: {', '.join(tasks)} are")
+            if data.labels == "symmetric":
+                raise ValueError("micro_batch must be one number under data.labels=symmetric: all tasks share a stream")
+        parts = ("encoder", "neck", *(f"heads.{name}" for name in tasks))
+        if unknown := [part for part in train.freeze if part not in parts]:
+            raise ValueError(f"freeze names {unknown[0]}; there are {', '.join(parts)}")
+        if set(train.freeze) == set(parts):
+            raise ValueError("freeze names all parts, so nothing would be learned; leave one out")
+        late = [
+            name
+            for name, options in tasks.items()
+            if (learning := getattr(options, "train", None)) is not None and learning.from_step >= train.steps
+        ]
+        if late:
+            raise ValueError(f"tasks.{late[0]}.train.from_step is not below train.steps={train.steps}: it never learns")
+        return train
+
     @field_validator("train")
     @classmethod
     def check_update(cls, train, info):
@@ -269,7 +397,24 @@ class Config(Closed):
             raise ValueError("update: async has no use for optimizer and schedule; give its groups their lr")
         if train.precision == "fp16":
             raise ValueError("fp16 needs one loss scale, so all groups would have to step together; take bf16 or fp32")
+        if train.freeze or train.merge:
+            raise ValueError("update: async has no use for freeze and merge; take update: cycle")
         return train
+
+    @field_validator("balancing")
+    @classmethod
+    def check_method(cls, balancing, info):
+        train = info.data.get("train")
+        if train is None:
+            return balancing
+        if train.update == "async" and (balancing.method != "sum" or balancing.measure_every):
+            raise ValueError(
+                "update: async steps each group alone, so there is no common gradient for a method to balance or to "
+                "measure; take method: sum, or update: cycle"
+            )
+        if train.precision == "fp16" and (balancing.method in GRADIENT_METHODS or balancing.measure_every):
+            raise ValueError("fp16 scales gradients, which would have to be compared without it; take bf16 or fp32")
+        return balancing
 
 
 def load_config(path: str | Path, overrides: list[str], tasks: dict[str, type[BaseModel]]) -> Config:

@@ -1,10 +1,11 @@
 """Batches from worker processes whose errors are those of the main process: one clean error, whoever met it."""
 
 import atexit
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from training.stopping import IgnoreStops, hold_stops
@@ -83,6 +84,46 @@ def load_batches(dataset: Any, workers: int, device: torch.device, **options: An
         atexit.unregister(ending.set)
         # with its last reference the processes are ended in order; as part of a cycle, their queues would end first
         del batches
+
+
+def send_ahead(cycles: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """The same cycles; on a GPU their copies there are queued on a stream of their own, one cycle ahead, so that they
+    run while the cycle before is computed. An error in loading comes when its cycle is asked for."""
+    if device.type != "cuda":
+        yield from cycles
+        return
+    stream = torch.cuda.Stream(device)
+
+    def send() -> Any:
+        try:
+            cycle = next(cycles, None)
+        except Exception as error:
+            return error
+        if cycle is None:
+            return None
+        with torch.cuda.stream(stream):
+            sent = [batch | {key: _send(batch[key], device) for key in _ON_DEVICE} for batch in cycle]
+        return sent, stream.record_event()
+
+    ahead = send()
+    while ahead is not None:
+        if isinstance(ahead, Exception):
+            raise ahead
+        cycle, event = ahead
+        ahead = send()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(event)
+        for batch in cycle:  # their memory was taken on the other stream
+            for leaf in tree_leaves([batch[key] for key in _ON_DEVICE]):
+                leaf.record_stream(current)
+        yield cycle
+
+
+_ON_DEVICE = ("image", "targets")  # of a batch; the rest is for the host
+
+
+def _send(value: Any, device: torch.device) -> Any:
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True), value)
 
 
 def explain_worker_death(error: BaseException) -> str | None:

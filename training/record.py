@@ -23,6 +23,8 @@ class Record:
     assignment: hash of the labels that are trained on, see training/sampling.py.
     identity: fingerprints of the preprocessed datasets: size, cameras, and the options the labels were made with.
     inherited: names of frames that the run this one was initialised from was trained on; None if that is unknown.
+    repeat_factors: task -> how often its frames are drawn in comparison, in the order of its assignment; only of tasks
+        that draw rare frames more often.
     """
 
     subsets: Mapping[str, Sequence[str]]
@@ -31,6 +33,7 @@ class Record:
     assignment: str
     identity: Sequence[str] = ()
     inherited: Sequence[str] | None = field(default=())
+    repeat_factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def trained(self) -> frozenset[str]:
@@ -45,6 +48,7 @@ class Record:
     def to_dict(self, with_labels: bool = True) -> dict[str, Any]:
         """The record as JSON has it; `from_dict` makes a Record of it again, with no labels where they are left out."""
         labels = {name: _group(frames) for name, frames in self.labels.items()} if with_labels else {}
+        factors = {name: list(values) for name, values in self.repeat_factors.items()} if with_labels else {}
         return {
             "format": RECORD_FORMAT,
             "subsets": {name: _group(frames) for name, frames in self.subsets.items()},
@@ -53,7 +57,7 @@ class Record:
             "assignment": self.assignment,
             "identity": list(self.identity),
             "inherited": None if self.inherited is None else _group(self.inherited),
-        }
+        } | ({"repeat_factors": factors} if factors else {})
 
     def to_json(self) -> str:
         """The record as a text, the same for equal records."""
@@ -73,6 +77,7 @@ class Record:
                 content["assignment"],
                 tuple(content["identity"]),
                 None if inherited is None else _ungroup(inherited),
+                content.get("repeat_factors", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is no record of a run ({error!r})") from error

@@ -2,6 +2,7 @@
 
 runs/<name>/config.yaml         resolved config; train.py takes it again
             record.json         the frames of each subset, their labels and the label statistics, from the first start
+            assignment.json     which labels are trained on; data.labels={file: ...} takes it, edited or not
             environment.json    commit, versions, device, command
             metrics.jsonl       one JSON line per event
             tensorboard/
@@ -20,9 +21,10 @@ from typing import Any
 import yaml
 from torch import nn
 
-from training.balancing import LossWeights, Normaliser
+from training.balancing import Balancer, Normaliser
 from training.checkpoint import load_newest_checkpoint, save_checkpoint, save_weights
 from training.config import Config, config_to_dict, save_config
+from training.distributed import Ranks
 from training.ema import EmaWeights
 from training.files import whole_file, write_json
 from training.log import RunLog, write_environment
@@ -62,7 +64,7 @@ class RunState:
     net: nn.Module
     ema: EmaWeights | None
     update: Update
-    balance: LossWeights
+    balance: Balancer
     normaliser: Normaliser
     progress: Progress = field(default_factory=Progress)
 
@@ -96,27 +98,33 @@ class Run:
     Making one reads what is there: `record`, None for a run that starts anew, and `progress`, of the newest checkpoint.
     `start` is the first to write.
 
+    Of several ranks the first alone reads and writes, and the others are told; `log` is None on these. All ranks call
+    `start`, `save`, `save_best` and `log_event` at the same places, and all raise what goes wrong on the first.
+
     ValueError for a folder that holds a run and no `resume`, for a run that was started with another config or an older
     version of this code, and for a folder that another process owns.
     """
 
-    def __init__(self, folder: Path, config: Config, resume: bool):
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: Config, resume: bool, ranks: Ranks | None = None):
+        self.folder, self.config, self.ranks = folder, config, ranks or Ranks()
         self.log: RunLog | None = None
         self.record: Record | None = None
+        self.assignment: str | None = None
         self._checkpoint: dict[str, Any] | None = None
-        self._owner = Owner(folder)
+        self._owner: Owner | None = None
         try:
-            self._read(resume)
+            found = self.ranks.lead(lambda: self._open(resume))
         except BaseException:
             self.close()
             raise
+        self.record, self.assignment, self._checkpoint = found
 
-    def _read(self, resume: bool) -> None:
+    def _open(self, resume: bool) -> tuple[Record | None, str | None, dict[str, Any] | None]:
+        self._owner = Owner(self.folder)
         if not (self.folder / "config.yaml").is_file():
             if resume:
                 print(f"{self.folder} holds no run yet: it starts anew")
-            return
+            return None, None, None
         if not resume:
             raise ValueError(
                 f"{self.folder} holds a run already: resume it with --resume, or name another folder with --run"
@@ -125,7 +133,11 @@ class Run:
         found = load_newest_checkpoint(self._checkpoints)
         if found is not None:
             self._checkpoint = found[1]
-        self.record = self._read_record()
+        try:
+            assignment = (self.folder / "assignment.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            assignment = None
+        return self._read_record(), assignment, self._checkpoint
 
     def _read_record(self) -> Record:
         path = self.folder / "record.json"
@@ -157,41 +169,73 @@ class Run:
         """How far the run has come on disk."""
         return Progress(**self._checkpoint["progress"]) if self._checkpoint else Progress()
 
-    def start(self, record: Record, state: RunState) -> None:
-        """Write what a new run starts with, or load the newest checkpoint into `state`; the log is cut there."""
-        if self.record is None:
-            with whole_file(self.folder / "record.json") as file:
-                file.write(record.to_json().encode("utf-8"))
-            save_config(self.config, self.folder / "config.yaml")
+    def start(self, record: Record, assignment: str, state: RunState) -> None:
+        """Write what a new run starts with, or load the newest checkpoint into `state`; the log is cut there.
+
+        assignment: the text of assignment.json.
+        """
+        self.ranks.do_first(lambda: self._write_start(record, assignment))
         self.record = record
-        if self._checkpoint is None:
-            write_environment(self.folder, sys.argv)
-        else:
+        if self._checkpoint is not None:
             saved = {name: part for name, part in self._checkpoint.items() if name != "record"}
             self._checkpoint = None  # it holds as much memory as the network and its optimizer
             state.load_state_dict(saved)
+        self.ranks.do_first(lambda: self._open_log(state.progress))
+
+    def _write_start(self, record: Record, assignment: str) -> None:
+        if self.record is None:
+            for name, text in (("record.json", record.to_json()), ("assignment.json", assignment)):
+                with whole_file(self.folder / name) as file:
+                    file.write(text.encode("utf-8"))
+            save_config(self.config, self.folder / "config.yaml")
+        if self._checkpoint is None:
+            write_environment(self.folder, sys.argv)
+
+    def _open_log(self, progress: Progress) -> None:
         wandb = self.config.log.wandb.model_dump() if self.config.log.wandb is not None else None
         self.log = RunLog(self.folder, self.config.log.tensorboard, wandb)
-        self.log.truncate_after(state.progress.step, state.progress.events)
+        self.log.truncate_after(progress.step, progress.events)
 
-    def save(self, state: RunState) -> None:
-        """Write a checkpoint of the current step."""
-        assert self.log is not None and self.record is not None, "start the run first"
-        state.progress.events = self.log.events
-        content = state.state_dict() | {"record": {"text": self.record.to_json()}}
-        save_checkpoint(self._checkpoints, state.progress.step, content, self.config.train.keep_checkpoints)
+    def log_event(self, kind: str, step: int, **values: Any) -> None:
+        """A line in the log, see RunLog.event."""
+
+        def write() -> None:
+            assert self.log is not None, "start the run first"
+            self.log.event(kind, step, **values)
+
+        self.ranks.do_first(write)
+
+    def save(self, state: RunState, after_error: bool = False) -> None:
+        """Write a checkpoint of the current step; all ranks wait for it. `after_error`: others may not be there any
+        more, so ranks only wait if all have the same error."""
+
+        def write() -> None:
+            assert self.log is not None and self.record is not None, "start the run first"
+            state.progress.events = self.log.events
+            content = state.state_dict() | {"record": {"text": self.record.to_json()}}
+            save_checkpoint(self._checkpoints, state.progress.step, content, self.config.train.keep_checkpoints)
+
+        if not after_error or self.ranks.agreed:
+            self.ranks.do_first(write)
+        elif self.ranks.first:
+            write()
 
     def save_best(self, state: RunState, header: dict[str, Any], scores: dict[str, Any]) -> None:
         """Write the validated network as best.safetensors, with `header` for rebuilding it, and its scores."""
         step, skill = state.progress.step, state.progress.best_skill
-        save_weights(self.folder / "best.safetensors", state.validated_net.state_dict(), header | {"step": step})
-        about = {"step": step, "skill": skill, "subset": "val", "protocol": header["protocol"]}
-        write_json(self.folder / "best.json", about | {"scores": scores})
+
+        def write() -> None:
+            save_weights(self.folder / "best.safetensors", state.validated_net.state_dict(), header | {"step": step})
+            about = {"step": step, "skill": skill, "subset": "val", "protocol": header["protocol"]}
+            write_json(self.folder / "best.json", about | {"scores": scores})
+
+        self.ranks.do_first(write)
 
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
-        self._owner.release()
+        if self._owner is not None:
+            self._owner.release()
 
 
 def _check_config(folder: Path, config: Config) -> None:
@@ -219,6 +263,7 @@ _FREE_KEYS = {
     "data.roots",
     "data.workers",
     "train.device",
+    "train.timeout",
     "train.save_every",
     "train.keep_checkpoints",
     "evaluate.micro_batch",

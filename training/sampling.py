@@ -1,14 +1,20 @@
 """Which frame is drawn when: label regimes, and one endless shuffled stream of frames for each task.
 
-Every draw is a function of (seed, stream, position), so data do not depend on the number of loader processes and a
-resumed run draws what the uninterrupted one would have drawn.
+Every draw is a function of (seed, stream, position), so data do not depend on the number of loader processes or ranks,
+and a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import hashlib
 import itertools
+import json
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ASSIGNMENT_FORMAT = 1
 
 Draw = tuple[int, int, tuple[str, ...]]
 """Index of a frame, seed of its augmentation, names of the tasks whose labels it brings."""
@@ -86,63 +92,251 @@ def _find_chain(movable: Mapping[str, Mapping[str, list[int]]], totals: Mapping[
     return None
 
 
+def draw_budget(
+    frames: Sequence[object], has_label: Mapping[str, Sequence[bool]], shares: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Name -> the frames whose label of it is used: a share of those that have it, all where no share is given.
+
+    frames: printed as "scene/view/id". Of each scene the share is drawn, to within two frames; with the same seed a
+    smaller share is part of a larger one, and the draw of one name does not depend on the others.
+    """
+    assignment = {}
+    for name, flags in has_label.items():
+        scenes: dict[str, list[int]] = defaultdict(list)
+        for index, there in enumerate(flags):
+            if there:
+                scenes[str(frames[index]).partition("/")[0]].append(index)
+        # each frame has a place in [0, 1], the frames of a scene evenly apart: a share takes the places up to it
+        places = []
+        for scene, members in scenes.items():
+            draw = random.Random(f"budget {seed} {name} {scene}")
+            draw.shuffle(members)
+            offset = draw.random()
+            places += [((position + offset) / len(members), index) for position, index in enumerate(members)]
+        share = shares.get(name, 1.0)
+        count = max(1, round(share * len(places))) if places else 0
+        assignment[name] = sorted(index for _, index in sorted(places)[:count])
+    return assignment
+
+
+def write_assignment(frames: Sequence[object], assignment: Mapping[str, Sequence[int]]) -> str:
+    """An assignment as the text of a JSON file, which `read_assignment` takes: task -> scene/view -> identities."""
+    labels: dict[str, dict[str, list[str]]] = {}
+    for name, indices in assignment.items():
+        groups: dict[str, list[str]] = defaultdict(list)
+        for index in indices:
+            folder, _, identity = str(frames[index]).rpartition("/")
+            groups[folder].append(identity)
+        labels[name] = dict(groups)
+    return json.dumps({"format": ASSIGNMENT_FORMAT, "labels": labels}, indent=1) + "\n"
+
+
+def read_assignment(
+    path: Path, frames: Sequence[object], has_label: Mapping[str, Sequence[bool]]
+) -> dict[str, list[int]]:
+    """Name -> the frames whose label of it is used, as a file of `write_assignment` says.
+
+    ValueError, with the file and what to do, if it is missing or damaged, does not name the same tasks, or names a
+    frame that is no training frame, that lacks the label, or that is named twice.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != ASSIGNMENT_FORMAT:
+            raise ValueError(f"it has format {content['format']}, this version of the code reads {ASSIGNMENT_FORMAT}")
+        named = {
+            name: [f"{folder}/{identity}" for folder, identities in groups.items() for identity in identities]
+            for name, groups in content["labels"].items()
+        }
+    except OSError as error:
+        raise ValueError(f"data.labels: the file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"data.labels: {path} is no assignment of labels ({error!r}); give the assignment.json of a run folder"
+        ) from error
+    if named.keys() != has_label.keys():
+        raise ValueError(
+            f"data.labels: {path} assigns labels of {', '.join(named)}, and the tasks are {', '.join(has_label)}: "
+            "leave tasks out of the config, or add them to the file"
+        )
+    position = {str(frame): index for index, frame in enumerate(frames)}
+    for name, members in named.items():
+        where = f"data.labels: {path}, {name}"
+        if foreign := [frame for frame in members if frame not in position]:
+            raise ValueError(f"{where}: {len(foreign)} frames are no training frames of this run, such as {foreign[0]}")
+        if bare := [frame for frame in members if not has_label[name][position[frame]]]:
+            raise ValueError(f"{where}: {len(bare)} frames have no label of it, such as {bare[0]}")
+        if twice := [frame for frame, count in Counter(members).items() if count > 1]:
+            raise ValueError(f"{where}: {len(twice)} frames are named twice, such as {twice[0]}")
+    return {name: sorted(position[frame] for frame in named[name]) for name in has_label}
+
+
+def find_repeat_factors(categories: Sequence[Collection[str]], below: float) -> list[float]:
+    """How often each frame is drawn in comparison, from the categories it shows: repeat factor sampling (LVIS, arXiv
+    1908.03195).
+
+    A category that a share f < `below` of the frames shows asks for sqrt(below / f); a frame has the largest that its
+    categories ask for, at least 1.
+    """
+    shown = Counter(category for each in categories for category in set(each))
+    factor = {category: max(1.0, math.sqrt(below * len(categories) / count)) for category, count in shown.items()}
+    return [max((factor[category] for category in each), default=1.0) for each in categories]
+
+
 def hash_assignment(frames: Sequence[object], assignment: Mapping[str, Sequence[int]]) -> str:
     """A fingerprint of which labels of which frames are used: equal for runs that saw the same labels."""
     lines = [f"{name} {frames[index]}" for name in sorted(assignment) for index in assignment[name]]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=64)
-def _shuffle(count: int, key: str) -> tuple[int, ...]:
-    order = list(range(count))
-    random.Random(key).shuffle(order)
-    return tuple(order)
+@dataclass(frozen=True)
+class Stream:
+    """An endless shuffle of frames.
+
+    indices: the frames; `factors`: how often each is drawn in comparison, None for equally often.
+    brings: the names whose labels a drawn frame brings.
+    micro_batch: frames in a micro-batch.
+    active: (from, until), the steps in which each name of `brings` learns; None: to the end.
+    """
+
+    name: str
+    indices: tuple[int, ...]
+    brings: tuple[str, ...]
+    micro_batch: int
+    active: Mapping[str, tuple[int, int | None]]
+    factors: tuple[float, ...] | None = None
+
+    def list_names(self, step: int) -> tuple[str, ...]:
+        """Whose labels a frame brings in this step; none: the stream rests."""
+        if self.name in self.active and not is_active(self.active[self.name], step):
+            return ()
+        return tuple(name for name in self.brings if is_active(self.active.get(name, (0, None)), step))
+
+
+def is_active(steps: tuple[int, int | None], step: int) -> bool:
+    return steps[0] <= step and (steps[1] is None or step < steps[1])
+
+
+def build_streams(
+    assignment: Mapping[str, Sequence[int]],
+    regime: str,
+    micro_batch: int | Mapping[str, int],
+    active: Mapping[str, tuple[int, int | None]] | None = None,
+    factors: Mapping[str, Sequence[float]] | None = None,
+) -> list[Stream]:
+    """Under the symmetric regime one stream that all names share, else one for each name with its frames.
+
+    Under "one_task" and "one_at_a_time" a frame brings the label of its stream alone, else all that are assigned to it.
+    micro_batch: of each name, or of all; active, factors: see Stream, by name.
+    """
+    names, active = tuple(assignment), active or {}
+    if regime == "symmetric":
+        assert isinstance(micro_batch, int), micro_batch
+        return [Stream("all", tuple(next(iter(assignment.values()))), names, micro_batch, active)]
+    alone = regime in ("one_task", "one_at_a_time")
+    return [
+        Stream(
+            name,
+            tuple(indices),
+            (name,) if alone else names,
+            micro_batch if isinstance(micro_batch, int) else micro_batch[name],
+            active,
+            tuple(factors[name]) if factors and name in factors else None,
+        )
+        for name, indices in assignment.items()
+    ]
+
+
+def _shuffle(stream: Stream, key: str) -> list[int]:
+    """The frames of an epoch of a stream: each once, or its share of times, rounded up or down.
+
+    The shares by systematic sampling: equally spaced marks, at a random offset, on a line made of the factors.
+    """
+    draw = random.Random(key)
+    if stream.factors is None:
+        order = list(stream.indices)
+    else:
+        count = len(stream.indices)
+        spacing, offset = math.fsum(stream.factors) / count, draw.random()
+        order, end = [], 0.0
+        for index, factor in zip(stream.indices, stream.factors, strict=True):
+            end += factor
+            order += [index] * (min(math.ceil(end / spacing - offset), count) - len(order))
+        order += [stream.indices[-1]] * (count - len(order))  # what rounding has lost
+    draw.shuffle(order)
+    return order
 
 
 class CycleSampler:
     """Micro-batches of draws for PyTorch's DataLoader (as its batch sampler), from step `start` to `stop`.
 
-    A step is a cycle: `repeats` micro-batches of each stream, in the order of the streams. Under the symmetric regime
-    there is one stream that all names share, else one for each name with its frames. Under "as_is" a frame brings all
-    its labels, whichever stream draws it, else only that of the stream.
+    A step is a cycle, a fixed list of micro-batches: `repeats` of each stream that is active, in the order of the
+    streams; with `merge` one for each repeat, which is those of all streams in one. The list is dealt to the ranks in
+    turn, and this sampler gives those of `rank` of `world`.
     """
 
     def __init__(
         self,
-        assignment: Mapping[str, Sequence[int]],
-        regime: str,
-        micro_batch: int,
+        streams: Sequence[Stream],
         repeats: int,
         seed: int,
         start: int,
         stop: int,
+        merge: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ):
-        names = tuple(assignment)
-        if regime == "symmetric":
-            self.streams = [("all", list(next(iter(assignment.values()))), names)]
-        else:
-            self.streams = [
-                (name, list(indices), names if regime == "as_is" else (name,)) for name, indices in assignment.items()
-            ]
-        self.micro_batch, self.repeats, self.seed = micro_batch, repeats, seed
-        self.start, self.stop = start, stop
+        self.streams, self.repeats, self.seed, self.merge = list(streams), repeats, seed, merge
+        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+        self._orders: dict[tuple[str, int], list[int]] = {}
 
-    @property
-    def batches_per_step(self) -> int:
-        return len(self.streams) * self.repeats
+    def count_micro_batches(self, step: int) -> int:
+        """Micro-batches of a step, on all ranks."""
+        streams = sum(bool(stream.list_names(step)) for stream in self.streams)
+        return self.repeats * (min(streams, 1) if self.merge else streams)
+
+    def list_own(self, step: int) -> list[int]:
+        """Which of the step's micro-batches are this rank's, by number."""
+        return list(range(self.rank, self.count_micro_batches(step), self.world))
+
+    def find_fewest(self) -> int:
+        """Micro-batches of the step that has the fewest."""
+        changes = {
+            step for stream in self.streams for steps in stream.active.values() for step in steps if step is not None
+        }
+        return min(self.count_micro_batches(step) for step in {self.start, *changes} if self.start <= step < self.stop)
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.batches_per_step
+        return sum(len(self.list_own(step)) for step in range(self.start, self.stop))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in range(self.start, self.stop):
-            for stream in self.streams:
-                for repeat in range(self.repeats):
-                    first = (step * self.repeats + repeat) * self.micro_batch
-                    yield [self._draw(stream, first + offset) for offset in range(self.micro_batch)]
+            micro_batches = self._list_micro_batches(step)
+            for number in self.list_own(step):
+                yield micro_batches[number]
 
-    def _draw(self, stream: tuple[str, list[int], tuple[str, ...]], position: int) -> Draw:
-        name, indices, names = stream
-        epoch, index_in_epoch = divmod(position, len(indices))
-        index = indices[_shuffle(len(indices), f"{self.seed} {name} {epoch}")[index_in_epoch]]
-        return index, random.Random(f"{self.seed} {name} {position}").getrandbits(63), names
+    def _list_micro_batches(self, step: int) -> list[list[Draw]]:
+        active = [(stream, names) for stream in self.streams if (names := stream.list_names(step))]
+        micro_batches = [
+            [self._draw(stream, names, first + offset) for offset in range(stream.micro_batch)]
+            for stream, names in active
+            for first in range(
+                step * self.repeats * stream.micro_batch,
+                (step + 1) * self.repeats * stream.micro_batch,
+                stream.micro_batch,
+            )
+        ]
+        if not self.merge:
+            return micro_batches
+        return [
+            [draw for micro_batch in micro_batches[repeat :: self.repeats] for draw in micro_batch]
+            for repeat in range(self.repeats if micro_batches else 0)
+        ]
+
+    def _draw(self, stream: Stream, names: tuple[str, ...], position: int) -> Draw:
+        epoch, index_in_epoch = divmod(position, len(stream.indices))
+        if (stream.name, epoch) not in self._orders:
+            if len(self._orders) > 2 * len(self.streams):
+                self._orders.clear()
+            self._orders[stream.name, epoch] = _shuffle(stream, f"{self.seed} {stream.name} {epoch}")
+        seed = random.Random(f"{self.seed} {stream.name} {position}").getrandbits(63)
+        return self._orders[stream.name, epoch][index_in_epoch], seed, names

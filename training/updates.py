@@ -7,21 +7,18 @@ A cycle is a list of micro-batches. `CycleUpdate` makes one step of one optimize
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from training.balancing import NonFiniteError
-
-Cycle = Sequence[Mapping[str, Any]]
-Backward = Callable[..., dict[str, float]]
-"""`backward(cycle, weights={name: weight})` adds the gradients of a cycle's weighted losses to those the parameters
-have, and returns the losses."""
+from training.balancing import Balancer, NonFiniteError, Normaliser
+from training.cycle import Cycle, CycleBackward, GradientRows, Reading, count_labels
 
 SHARED = "encoder"  # in the config, the group of all that no head owns
+Measures = dict[str, int | float]
 
 
 class Update(ABC):
@@ -29,16 +26,19 @@ class Update(ABC):
 
     net: with `shared_parameters()`, `head_parameters(name)`, `encoder` and `heads`.
     options: the `train` block of a config.
+    balance, normaliser: what the tasks weigh, and what their losses are divided by.
     """
 
-    def __init__(self, net: Any, options: Any, backward: Backward):
+    def __init__(self, net: Any, options: Any, backward: CycleBackward, balance: Balancer, normaliser: Normaliser):
         self.net, self.options, self.backward = net, options, backward
+        self.balance, self.normaliser = balance, normaliser
 
     @abstractmethod
     def step(
-        self, number: int, cycle: Cycle, weights: Mapping[str, float]
-    ) -> tuple[dict[str, float], dict[str, int | float]]:
-        """Learn from cycle `number` (from 0). Returns its losses, and what else is worth a line in the log.
+        self, number: int, cycle: Cycle, counts: Mapping[str, int], measure: bool = False
+    ) -> tuple[dict[str, float], Measures]:
+        """Learn from cycle `number` (from 0), of whose labels these are the counts on all ranks, of tasks that have
+        labelled rows. Returns its losses, and what else is worth a line in the log; `measure`: more of it.
 
         NonFiniteError, naming the frames, before any weight is changed.
         """
@@ -53,35 +53,99 @@ class Update(ABC):
 
 
 class CycleUpdate(Update):
-    """AdamW on all parameters after every cycle, with warm-up, cosine decay and clipping."""
+    """AdamW on all parameters after every cycle, with warm-up, cosine decay and clipping.
 
-    def __init__(self, net: nn.Module, options: Any, backward: Backward):
-        super().__init__(net, options, backward)
+    rows: where a gradient-side method, or a cycle that is measured, keeps the tasks' gradients; see GradientRows.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        options: Any,
+        backward: CycleBackward,
+        balance: Balancer,
+        normaliser: Normaliser,
+        rows: str = "device",
+    ):
+        super().__init__(net, options, backward, balance, normaliser)
         self.optimizer = build_optimizer(net, options.optimizer)
+        self.store: Any = rows
+        self.rows: GradientRows | None = None
         # it does nothing but for fp16
         self.device = next(net.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
 
     def step(
-        self, number: int, cycle: Cycle, weights: Mapping[str, float]
-    ) -> tuple[dict[str, float], dict[str, int | float]]:
+        self, number: int, cycle: Cycle, counts: Mapping[str, int], measure: bool = False
+    ) -> tuple[dict[str, float], Measures]:
         factor = find_lr_factor(number, self.options.steps, self.options.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
+        divisors = self.normaliser.find_divisors(counts)
+        weights = self.balance.find_weights(number, list(divisors))
+        measures: Measures = {"lr_factor": factor}
+        if not divisors:
+            self.balance.observe({})
+            return {}, {"gradient_norm": 0.0} | measures
+        rows = self._find_rows(measure)
         # `scale` also makes the scaler's own state, which `unscale_` needs; the losses are scaled by their weights
-        scale = float(self.scaler.scale(torch.ones((), device=self.device)))
-        losses = self.backward(cycle, weights={name: weight * scale for name, weight in weights.items()})
-        if not losses:
-            return losses, {"gradient_norm": 0.0, "lr_factor": factor}
+        scale = float(self.scaler.scale(torch.ones((), device=self.device))) if self.scaler.is_enabled() else 1.0
+        self.backward.run(cycle, divisors, {name: weight * scale for name, weight in weights.items()}, rows)
+        if self.scaler.is_enabled():
+            reading, norm = self._step_scaled(divisors)
+        else:
+            reading = self.backward.read(divisors, rows)
+            shares = self._combine(number, reading, rows, measures)
+            norm = math.sqrt(max(reading.square + shares.pop("square"), 0.0))
+            self._clip(norm)
+            self.optimizer.step()
+            weights = {name: weight * shares[name] for name, weight in weights.items()}
+        if rows is not None and self.balance.gradient_method is None:
+            self.rows = None  # they were measured once, and are not needed in every cycle
+        self.balance.observe(reading.losses)
+        measures |= {f"weight/{name}": weight for name, weight in weights.items()}
+        return reading.losses, {"gradient_norm": norm} | measures
+
+    def _find_rows(self, measure: bool) -> GradientRows | None:
+        if self.balance.gradient_method is None and not measure:
+            return None
+        if self.rows is None:
+            self.rows = GradientRows(self.net.shared_parameters(), self.store)
+        return self.rows
+
+    def _combine(
+        self, number: int, reading: Reading, rows: GradientRows | None, measures: Measures
+    ) -> dict[str, float]:
+        """The weight of each task's gradient in the shared one, which is set; and under "square" the shared one's
+        squared norm as far as it is not in the reading's. Adds what the Gramian says to the measures."""
+        if rows is None or reading.gramian is None:
+            return dict.fromkeys(reading.losses, 1.0) | {"square": 0.0}
+        names = list(rows.rows)
+        method = self.balance.gradient_method
+        shares = dict.fromkeys(names, 1.0) if method is None else method.weigh(number, names, reading.gramian)
+        vector = torch.tensor([shares[name] for name in names], dtype=torch.float64)
+        if rows.parameters:
+            rows.combine(shares, reading.reached)
+        measures |= describe_gramian(names, reading.gramian, vector)
+        return shares | {"square": float(vector @ reading.gramian @ vector)}
+
+    def _clip(self, norm: float) -> None:
+        limit = self.options.optimizer.clip
+        if limit is not None and norm > limit:
+            gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+
+    def _step_scaled(self, divisors: Mapping[str, float]) -> tuple[Reading, float]:
+        """A step of fp16: where gradients have overflowed the scaler leaves the weights as they are, and lowers its
+        scale."""
+        reading = self.backward.read(divisors, check_gradient=False)
         self.scaler.unscale_(self.optimizer)
         limit = self.options.optimizer.clip
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), math.inf if limit is None else limit))
-        if not self.scaler.is_enabled():
-            check_norm(norm, cycle)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return losses, {"gradient_norm": norm, "lr_factor": factor}
+        return reading, norm
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
@@ -101,10 +165,12 @@ class AsyncUpdate(Update):
     Every sample is a cycle of its own. Its loss is multiplied by its weight and divided by the `samples` of
     its task's head. So a head follows the mean over its samples, and in the shared part a sample of task t weighs
     weight_t / samples_t, however many samples that collects.
+
+    For one process, because what a loss is divided by depends on the samples before it.
     """
 
-    def __init__(self, net: nn.Module, options: Any, backward: Backward):
-        super().__init__(net, options, backward)
+    def __init__(self, net: Any, options: Any, backward: CycleBackward, balance: Balancer, normaliser: Normaliser):
+        super().__init__(net, options, backward, balance, normaliser)
         self.parameters = {SHARED: net.shared_parameters()} | {name: net.head_parameters(name) for name in net.heads}
         self.optimizers = {
             name: torch.optim.Adam(parameters, lr=options.groups[name].lr)
@@ -114,20 +180,23 @@ class AsyncUpdate(Update):
         self.steps = dict.fromkeys(self.parameters, 0)
 
     def step(
-        self, number: int, cycle: Cycle, weights: Mapping[str, float]
-    ) -> tuple[dict[str, float], dict[str, int | float]]:
+        self, number: int, cycle: Cycle, counts: Mapping[str, int], measure: bool = False
+    ) -> tuple[dict[str, float], Measures]:
         samples: dict[str, int] = dict.fromkeys(self.net.heads, 0)
         sums: dict[str, float] = dict.fromkeys(self.net.heads, 0.0)
         groups = self.options.groups
-        shares = {name: weights[name] / groups[name].samples for name in samples}
+        weights = self.balance.find_weights(number, list(samples))
         for batch in cycle:
             for row in range(len(batch["image"])):
-                for name, loss in self.backward([take_sample(batch, row)], weights=shares).items():
+                for name, loss in self._run_sample(take_sample(batch, row), weights).items():
                     samples[name] += 1
                     sums[name] += loss
         losses = {name: sums[name] / count for name, count in samples.items() if count}
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
-        check_norm(float(nn.utils.get_total_norm(gradients)), cycle)
+        if not math.isfinite(float(nn.utils.get_total_norm(gradients))):
+            drawn = sorted({frame for batch in cycle for frame in batch["frame"]})
+            raise NonFiniteError(f"the gradient is not finite; frames of this step: {', '.join(drawn)}")
+        self.balance.observe(losses)
 
         for name, count in samples.items():
             self.counts[name] += count
@@ -140,6 +209,16 @@ class AsyncUpdate(Update):
                 self.counts[name] = 0
                 self.steps[name] += 1
         return losses, {f"steps/{name}": steps for name, steps in self.steps.items()}
+
+    def _run_sample(self, sample: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, float]:
+        names = list(sample["rows"])
+        counts, _ = count_labels(names, [sample])
+        divisors = self.normaliser.find_divisors(dict(zip(names, map(int, counts), strict=True)))
+        if not divisors:
+            return {}
+        shares = {name: weights[name] / self.options.groups[name].samples for name in divisors}
+        self.backward.run([sample], divisors, shares)
+        return self.backward.read(divisors, check_gradient=False).losses
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -162,19 +241,26 @@ UPDATES: dict[str, type[Update]] = {"cycle": CycleUpdate, "async": AsyncUpdate}
 
 def take_sample(batch: Mapping[str, Any], row: int) -> dict[str, Any]:
     """One row of a batch as a batch, with a seed of its own."""
-    rest = {key: value for key, value in batch.items() if key not in ("frame", "seed")}
-    sample = tree_map(lambda leaf: leaf[row : row + 1], rest) | {"frame": [batch["frame"][row]]}
+    sample: dict[str, Any] = {
+        "image": batch["image"][row : row + 1], "frame": [batch["frame"][row]], "targets": {}, "rows": {}, "counts": {}
+    }  # fmt: skip
+    for name, rows in batch["rows"].items():
+        if len(place := (rows == row).nonzero()[:, 0]):
+            sample["rows"][name] = torch.zeros(1, dtype=torch.int64)
+            sample["targets"][name] = tree_map(lambda leaf, place=place: leaf[place], batch["targets"][name])
+            sample["counts"][name] = batch["counts"][name][place]
     if "seed" in batch:
         sample["seed"] = random.Random(f"{batch['seed']} {row}").getrandbits(63)
     return sample
 
 
 def build_optimizer(net: nn.Module, options: Any) -> torch.optim.AdamW:
-    """AdamW: a smaller learning rate for the encoder, no decay on norms and biases."""
+    """AdamW: a smaller learning rate for the encoder, no decay on norms and biases; frozen parameters are left out."""
     encoder = {id(parameter) for parameter in net.encoder.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in net.parameters():
-        groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
@@ -186,6 +272,7 @@ def build_optimizer(net: nn.Module, options: Any) -> torch.optim.AdamW:
         ],
         lr=options.lr,
         betas=options.betas,
+        fused=True,  # one kernel for all parameters; the others read a counter of each from the GPU
     )
 
 
@@ -197,8 +284,16 @@ def find_lr_factor(step: int, steps: int, options: Any) -> float:
     return options.final_factor + (1 - options.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def check_norm(norm: float, cycle: Cycle) -> None:
-    """NonFiniteError if a gradient's norm is no number."""
-    if not math.isfinite(norm):
-        drawn = sorted({frame for batch in cycle for frame in batch["frame"]})
-        raise NonFiniteError(f"the gradient is not finite; frames of this step: {', '.join(drawn)}")
+def describe_gramian(names: list[str], gramian: torch.Tensor, weights: torch.Tensor) -> Measures:
+    """For the log, of the tasks' gradients of the shared parameters: their norms; the cosine of each pair; and the
+    share of each task, the part of the weighted sum that lies along itself, so that the shares add up to 1."""
+    norms = gramian.diagonal().clamp(min=0).sqrt()
+    along = weights * (gramian @ weights)
+    shares = along / along.sum() if along.sum() > 0 else torch.zeros_like(along)
+    described: Measures = {f"gradient/norm/{name}": float(norm) for name, norm in zip(names, norms, strict=True)}
+    described |= {f"gradient/share/{name}": float(share) for name, share in zip(names, shares, strict=True)}
+    for i, one in enumerate(names):
+        for j, other in enumerate(names[:i]):
+            if norms[i] > 0 and norms[j] > 0:
+                described[f"gradient/cosine/{other},{one}"] = float(gramian[i, j] / (norms[i] * norms[j]))
+    return described
