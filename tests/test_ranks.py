@@ -269,7 +269,7 @@ def test_ranks_that_would_have_nothing_to_do_are_refused_with_the_way_out(config
 def test_what_ranks_cannot_share_is_refused(config):
     groups = {name: {"lr": 1e-3, "samples": 2} for name in ("encoder", *CONFIG["tasks"])}
     options = ["train.update=async", "train.schedule={}", f"train.groups={json.dumps(groups)}"]
-    with pytest.raises(train.WrongUseError, match="train.update=async is for one process"):
+    with pytest.raises(train.WrongUseError, match=r"train\.update=async is for one process"):
         train.prepare(load_config(config, options, OPTIONS), ranks=Ranks(0, 2, 0))
     setup = train.prepare(load_config(config, ["model.encoder.norm=batch"], OPTIONS), ranks=Ranks(0, 2, 0))
     net = train.build_network(setup.config.model, setup.tasks, setup.size, False)

@@ -131,7 +131,7 @@ class Uncertainty(LossMethod):
         self.optimizer = torch.optim.Adam(list(self.log_variances.values()), lr=options["lr"])
 
     def weigh(self, step: int, present: Sequence[str]) -> dict[str, float]:
-        return {name: math.exp(-float(self.log_variances[name])) for name in present}
+        return {name: math.exp(-self.log_variances[name].item()) for name in present}
 
     def observe(self, losses: Mapping[str, float]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,7 +140,7 @@ class Uncertainty(LossMethod):
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        values = {name: float(value) for name, value in self.log_variances.items()}
+        values = {name: value.item() for name, value in self.log_variances.items()}
         return {"log_variances": values, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -251,7 +251,7 @@ class Famo(LastLosses):
         if not present:
             return {}
         inverse = self.divide(present)
-        weights = {name: float(share) * inverse[name] for name, share in self._soften(present).items()}
+        weights = {name: share.item() * inverse[name] for name, share in self._soften(present).items()}
         scale = len(present) / sum(weights.values())
         return {name: scale * weight for name, weight in weights.items()}
 
@@ -270,7 +270,7 @@ class Famo(LastLosses):
         super().observe(losses)
 
     def state_dict(self) -> dict[str, Any]:
-        logits = {name: float(value) for name, value in self.logits.items()}
+        logits = {name: value.item() for name, value in self.logits.items()}
         own = {"logits": logits, "optimizer": self.optimizer.state_dict(), "last": dict(self.last)}
         return super().state_dict() | own
 

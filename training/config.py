@@ -232,11 +232,11 @@ class Train(Closed):
 LOSS_METHODS: dict[str, dict[str, float]] = {
     "sum": {},
     "uncertainty": {"lr": 0.01},
-    "dwa": {"temperature": 2.0, "window": 1000},
+    "dwa": {"temperature": 2.0, "window": 1000.0},
     "famo": {"lr": 0.025, "decay": 0.001},
     "rlw": {},
     "geometric": {},
-    "label_frequency": {"window": 1000, "limit": 10.0},
+    "label_frequency": {"window": 1000.0, "limit": 10.0},
 }
 GRADIENT_METHODS: dict[str, dict[str, float]] = {
     "pcgrad": {},
