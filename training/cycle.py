@@ -229,12 +229,16 @@ class CycleBackward:
         values = values[len(names) :]
         reading = Reading(losses, values[0])
         each, values = values[1 : 1 + len(own)], values[1 + len(own) :]
+        finite = True
         if rows is not None:
             count = len(rows.rows)
-            reading.gramian = torch.tensor(values[: count**2], dtype=torch.float64).view(count, count)
-            values = values[count**2 :]
+            products, values = values[: count**2], values[count**2 :]
+            reading.gramian = torch.tensor(products, dtype=torch.float64).view(count, count)
             reading.reached = sorted(rows.reached)
-        self._check(reading, each, check_gradient)
+            finite = all(map(math.isfinite, products))
+        finite = finite and all(map(math.isfinite, [*reading.losses.values(), reading.square]))
+        if not finite:
+            raise self._explain_not_finite(each)
         if presence is not None:
             shared = {id(parameter): index for index, parameter in enumerate(rows.parameters)} if rows else {}
             reading.reached = []
@@ -273,11 +277,8 @@ class CycleBackward:
                 self.ranks.add_up(list(rows.rows.values()))
         return presence
 
-    def _check(self, reading: Reading, each: Sequence[float], check_gradient: bool) -> None:
-        """NonFiniteError, on all ranks alike, if something is not finite."""
-        finite = all(map(math.isfinite, [*reading.losses.values(), reading.square if check_gradient else 0.0]))
-        if finite and (reading.gramian is None or bool(reading.gramian.isfinite().all())):
-            return
+    def _explain_not_finite(self, each: Sequence[float]) -> Exception:
+        """The error for all ranks; `each`: the losses of this rank's micro-batches, one by one."""
         bad: dict[str, set[str]] = {}
         drawn: set[str] = set()
         for (name, _, frames), loss in zip(self._parts, each, strict=True):
@@ -296,7 +297,7 @@ class CycleBackward:
         else:
             listed = ", ".join(sorted(set().union(*(drawn for _, drawn in found))))
             message = f"the gradient is not finite; frames of this step: {listed}"
-        raise self.ranks.blame(NonFiniteError(message))
+        return self.ranks.blame(NonFiniteError(message))
 
 
 def _add_gradients(parameters: Sequence[nn.Parameter], before: Sequence[Tensor | None]) -> None:
