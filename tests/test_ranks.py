@@ -231,6 +231,49 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_named_by_all_before_the_update
     assert "not finite" not in results[1][2] and load_newest_checkpoint(tmp_path / "run/checkpoints")[0] == 2
 
 
+SIGNALLING = """
+import os, signal, sys
+sys.path.insert(0, ".")
+from tasks.segmentation import SegmentationMetrics
+update = SegmentationMetrics.update
+
+def signalling(self, *arguments):
+    if os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    update(self, *arguments)
+
+SegmentationMetrics.update = signalling
+import train
+sys.exit(train.main())
+"""
+
+
+def test_a_signal_to_one_rank_in_validation_stops_all(config, tmp_path):
+    arguments = [
+        "--config",
+        config,
+        "--run",
+        tmp_path / "run",
+        *FAST,
+        "evaluate.micro_batch=1",
+        "train.evaluate_every=2",
+    ]
+    results = finish(start_ranks(2, "-c", SIGNALLING, *arguments))
+    assert [code for code, *_ in results] == [75, 75], results
+    assert "--resume goes on from" in results[0][2] and "Traceback" not in results[0][2] + results[1][2]
+    assert load_newest_checkpoint(tmp_path / "run/checkpoints")[0] == 2
+
+
+def test_what_the_first_rank_cannot_write_ends_all(config, tmp_path):
+    """A file where the folder of checkpoints should be: the first save fails, on the first rank alone."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").write_text("in the way")
+    results = finish(start_training(config, tmp_path / "run", "train.save_every=1"))
+    assert [code for code, *_ in results] == [1, 1], results
+    assert "checkpoints" in results[0][2] and "Traceback" not in results[0][2] + results[1][2]
+    assert "checkpoints" not in results[1][2]
+
+
 def test_a_rank_that_dies_ends_the_job_and_torchrun_resumes_it(config, tmp_path, runs):
     run, log = tmp_path / "run", tmp_path / "log.txt"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "--"]
