@@ -41,11 +41,13 @@ CASES = {
     "frozen": ["train.freeze=[encoder, heads.depth]"],
     "rows on the host": ["balancing.method=mgda", "balancing.rows=cpu"],
     "measured": ["balancing.measure_every=5"],
+    "validated": ["data.split=by_scene", "evaluate.micro_batch=1", "train.evaluate_every=10"],
 } | {
     method: [f"balancing.method={method}", "data.labels=one_task", "balancing.normalise=running"]
     for method in (*LOSS_METHODS, *GRADIENT_METHODS)
     if method not in EXTRAS
 }
+VALIDATED = ["data.split=by_scene", "evaluate.micro_batch=1", "train.evaluate_every=2"]
 FAST = [
     "data.split=all",
     "train.precision=fp64",
@@ -151,11 +153,15 @@ def same_parts(runs, name):
     return load_tensors(runs["every label"][0])[1].keys() == load_tensors(runs[name][0])[1].keys()
 
 
-def test_files_are_those_of_one_process_and_scores_are_equal_to_the_last_digit(runs):
-    one, two = runs["every label"]
+def test_files_and_scores_are_those_of_one_process(runs):
+    one, two = runs["validated"]
     assert sorted(path.name for path in one.rglob("*")) == sorted(path.name for path in two.rglob("*"))
     assert (one / "assignment.json").read_text() == (two / "assignment.json").read_text()
     assert (one / "record.json").read_text() == (two / "record.json").read_text()
+    scores, again = (json.loads((folder / "best.json").read_text())["scores"] for folder in (one, two))
+    for name, score in scores.items():
+        assert score["frames"] == again[name]["frames"] > 0
+        assert again[name]["metrics"] == pytest.approx(score["metrics"], rel=1e-9), name
 
 
 def start_training(config, folder, *options, world=2):
@@ -249,15 +255,7 @@ sys.exit(train.main())
 
 
 def test_a_signal_to_one_rank_in_validation_stops_all(config, tmp_path):
-    arguments = [
-        "--config",
-        config,
-        "--run",
-        tmp_path / "run",
-        *FAST,
-        "evaluate.micro_batch=1",
-        "train.evaluate_every=2",
-    ]
+    arguments = ["--config", config, "--run", tmp_path / "run", *FAST, *VALIDATED]
     results = finish(start_ranks(2, "-c", SIGNALLING, *arguments))
     assert [code for code, *_ in results] == [75, 75], results
     assert "--resume goes on from" in results[0][2] and "Traceback" not in results[0][2] + results[1][2]

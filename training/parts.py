@@ -9,10 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 def find_part(net: Any, name: str) -> nn.Module | None:
     """The part called "encoder", "neck" or "heads.<task>"; None if this network has none of that name."""
-    part = net
-    for step in name.split("."):
-        part = part[step] if isinstance(part, nn.ModuleDict) else getattr(part, step, None)
-    return part
+    return dict(net.named_modules()).get(name)
 
 
 def freeze_parts(net: Any, names: Sequence[str]) -> None:
