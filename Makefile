@@ -1,4 +1,5 @@
 # demo: from nothing to pictures of four predictions    test: all tests    lint: style and types    bench: RESULTS.md
+# gpu: the tests, and what can only be measured on a GPU, into RESULTS.md
 # Each sets up .venv first. A PyTorch that fits and is already there (in .venv, or in $(PYTHON)) is kept.
 
 SHELL := /bin/sh
@@ -11,7 +12,7 @@ FITTING := import torch, torchvision; \
 RAW := Datasets/synthetic/camera_lidar_semantic_bboxes
 SCRIPTS := camera segmentation depth_preprocess bounding_box steering_angle
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench gpu
 
 .venv/installed: requirements.lock Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it by: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -54,3 +55,11 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/networks.py --speed
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/exactness.py
+
+gpu: .venv/installed
+	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "there is no GPU here"'
+	$(BIN)/python -m pytest tests/test_gpu.py
+	$(BIN)/python benchmarks/networks.py --memory --config configs/asymmetric.yaml
+	$(BIN)/python benchmarks/training.py --append benchmarks/RESULTS.md

@@ -1,7 +1,7 @@
 """Train one network on several tasks, from frames that carry labels for any subset of them.
 
     python train.py --config configs/demo.yaml [train.steps=100 ...] [--run runs/demo] [--resume]
-    torchrun --nproc-per-node 2 train.py --config configs/demo.yaml --resume      # the same run on two GPUs
+    torchrun --nproc-per-node 2 -- train.py --config configs/demo.yaml --resume      # the same run on two GPUs
 
 Leaves a run folder, described in training/run.py.
 """

@@ -241,12 +241,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5, help="turns that are timed")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/training"), help="without ending")
+    parser.add_argument("--append", type=Path, metavar="FILE", help="also add the table of the GPU to this page")
     arguments = parser.parse_args()
     lines, held = tabulate_counts()
     lines += ["", *tabulate_times(torch.device("cpu"), arguments.repeats)]
     if torch.cuda.is_available():
         table, good = tabulate_gpu(max(arguments.repeats, 10))
         lines, held = [*lines, "", *table], held and good
+        if arguments.append:
+            with arguments.append.open("a", encoding="utf-8") as page:
+                page.write("\n".join(["", "### Training on a GPU", "", *table, ""]))
     print("\n".join(lines))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")

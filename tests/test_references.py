@@ -166,6 +166,8 @@ def test_every_command_exists_with_its_options(path, command):
     assert script.is_file(), show(path, command)
     if script.suffix == ".sh":  # a job script, which hands its arguments on
         return
+    if "--" in words:  # what stands before is torchrun's
+        words = words[words.index("--") + 1 :]
     unknown = {word for word in words if word.startswith("--")} - list_options(script) - {"--nproc-per-node"}
     assert not unknown, show(path, f"{command}: {unknown}")
     for word in words:

@@ -5,7 +5,7 @@ number of ranks, also where only one of them has a task. Instead every rank has 
 the step's micro-batches, and all gradients are added up once a step. Numbers and objects on the host go through gloo,
 also where gradients go through NCCL, so that no GPU has to be waited for.
 
-    torchrun --nproc-per-node 2 train.py --config FILE
+    torchrun --nproc-per-node 2 -- train.py --config FILE
 """
 
 import datetime
