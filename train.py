@@ -43,7 +43,7 @@ if __name__ == "__main__":
 import json
 import random
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -177,7 +177,8 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
     else:
         data = load_recorded_data(record, split)
         labels = find_labels(tasks, data, split.views)
-        for note in check_recorded_data(record, data, labels, [task.kind for task in tasks.values()]):
+        notes = check_recorded_data(record, data, labels, [task.kind for task in tasks.values()])
+        for note in notes if ranks.first else ():
             tqdm.write(note)
         by_name = {str(frame): frame for members in data.subsets.values() for frame in members}
         labels = {
@@ -327,14 +328,18 @@ def build_state(setup: Setup, load_pretrained: bool = True) -> RunState:
     # the first rank's weights are sent to the others, so that each is not asked for the file
     net = build_network(config.model, setup.tasks, setup.size, load_pretrained and setup.ranks.first)
     if config.train.init is not None and load_pretrained:
-        for note in initialise(net, config.train.init):
+        notes = initialise(net, config.train.init)
+        for note in notes if setup.ranks.first else ():
             tqdm.write(note)
     net = net.to(device, torch.float64 if config.train.precision == "fp64" else None, memory_format=memory_format)
     setup.ranks.copy_from_first([*net.parameters(), *net.buffers()])
-    freeze_parts(net, config.train.freeze)
-    check_ranks(net, setup.ranks.world)
-    if config.train.recompute:
-        recompute_neck(net)
+    try:
+        freeze_parts(net, config.train.freeze)
+        check_ranks(net, setup.ranks.world)
+        if config.train.recompute:
+            recompute_neck(net)
+    except ValueError as error:
+        raise WrongUseError(str(error)) from error
     ema = None if config.train.ema is None else EmaWeights(net, **config.train.ema.model_dump())
     if config.train.compile:
         compile_parts(net)
@@ -402,7 +407,9 @@ def load_cycles(setup: Setup, first_step: int) -> Generator[Cycle, None, None]:
     """
     options = setup.config.data
     sampler = setup.build_sampler(first_step)
-    used = {name: {setup.frames[index] for index in indices} for name, indices in setup.assignment.items()}
+    used: Mapping[str, Collection[Frame]] = setup.labels
+    if name_regime(setup.config) in ("budget", "file"):  # in the others a draw names the labels it may bring
+        used = {name: {setup.frames[index] for index in indices} for name, indices in setup.assignment.items()}
     augmentation = Augmentation(**options.augment.model_dump())
     dataset = FrameDataset(
         setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation, labels=used, for_training=True

@@ -44,6 +44,7 @@ from tasks import TASKS
 from tasks.task import Task
 from train import build_update
 from training.config import Config, ConfigError, load_config
+from training.parts import recompute_neck
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT / "configs" / "symmetric.yaml"
@@ -184,6 +185,8 @@ def measure(path: Path) -> Network:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         net.to_empty(device="cuda")
+    if config.train.recompute:
+        recompute_neck(net)
     precision = choose_precision(config)
     (once, outputs), (twice, _) = (count_forward(net, batch, size, precision, mode) for batch in (1, 2))
     network = Network(name_config(path), config.model.kind, precision, size, find_micro_batch(config))
