@@ -48,13 +48,15 @@ CONFIG = {
     "train": {"micro_batch": 2, "precision": "fp64", "schedule": {"warmup_steps": 2}, "log_every": 5},
     "log": {"tensorboard": False},
 }
+# an iterative solver with a tolerance of 1e-8 makes more of a last digit
+LOOSE = {"balancing.method=nashmtl": 1e-6}
 SITUATIONS = {
     "every label there is": ["data.labels=as_is"],
     "symmetric, two micro-batches a step": ["data.labels=symmetric", "train.cycle=2"],
     "one task a frame": ["data.labels=one_task"],
     "a budget of labels": ["data.labels={budget: {segmentation: 0.5, detection: 0.3}}"],
     "ranks that see different tasks": ["data.labels=one_at_a_time"],
-    "a rank without any label": ["tasks.steering=null", "tasks.detection=null", "data.labels=one_at_a_time"],
+    "two tasks, one on each rank": ["tasks.steering=null", "tasks.detection=null", "data.labels=one_at_a_time"],
     "a task that starts late, another that ends": [
         "tasks.depth.train={from_step: 8}", "tasks.detection.train={until_step: 12}",
     ],
@@ -62,7 +64,7 @@ SITUATIONS = {
     "merged": ["train.merge=true", "train.cycle=2"],
     "frozen encoder": ["train.freeze=[encoder]"],
     "recomputed neck": ["train.recompute=true"],
-    "bf16 rows on one and two ranks": ["balancing.method=mgda", "balancing.rows=cpu"],
+    "rows on the host": ["balancing.method=mgda", "balancing.rows=cpu"],
 }  # fmt: skip
 
 
@@ -303,8 +305,9 @@ def tabulate_ranks(scratch: Path, config: Path, steps: int) -> tuple[list[str], 
         for ranks, folder in zip((1, 2), folders, strict=True):
             run(ranks, folder, config, [*options, f"train.steps={steps}"])
         worst = compare(*folders)
-        held &= worst <= BAR
-        lines.append(f"| {situation} | {worst:.1e} | {'holds' if worst <= BAR else 'MISSED'} |")
+        bar = LOOSE.get(options[0], BAR)
+        held &= worst <= bar
+        lines.append(f"| {situation} | {worst:.1e} | {'holds' if worst <= bar else 'MISSED'} |")
         for folder in folders:
             shutil.rmtree(folder)
     return lines, held
@@ -312,7 +315,7 @@ def tabulate_ranks(scratch: Path, config: Path, steps: int) -> tuple[list[str], 
 
 def tabulate_resumes(scratch: Path, config: Path, steps: int) -> tuple[list[str], bool]:
     options = [f"train.steps={steps}", f"train.save_every={max(steps // 4, 1)}", "train.keep_checkpoints=9"]
-    options += ["balancing.method=gradvac", "balancing.normalise=running", "data.labels=one_task"]
+    options += ["balancing.method=famo", "balancing.normalise=running", "train.cycle=2"]
     whole = scratch / "whole"
     run(1, whole, config, options)
     lines = ["| ranks, one after the other | against a run that was never stopped | |", "|---|---|---|"]
