@@ -348,9 +348,8 @@ def main() -> int:
             held.append(good)
         if arguments.only != "properties":
             config = scratch / "exactness.yaml"
-            config.write_text(
-                yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"roots": [str(write_scenes(scratch))]}})
-            )
+            data = CONFIG["data"] | {"roots": [str(write_scenes(scratch))]}
+            config.write_text(yaml.safe_dump(CONFIG | {"data": data}), encoding="utf-8")
             for name, tabulate in (("ranks", tabulate_ranks), ("resumes", tabulate_resumes)):
                 if arguments.only in (None, name):
                     table, good = tabulate(scratch, config, arguments.steps)

@@ -2,10 +2,8 @@
 
 import ast
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -58,27 +56,6 @@ def test_a_run_folder_has_all_that_is_promised(trained):
     assert any((trained / "tensorboard").iterdir())
     _, header = load_weights(trained / "best.safetensors")
     assert {"model", "tasks", "fitted", "input_size", "cameras", "split", "step", "assignment"} <= header.keys()
-
-
-def test_two_halves_are_one_run(derived, trained, tmp_path):
-    # the schedule is that of all steps, so the first half is stopped by a signal rather than by train.steps
-    folder = tmp_path / "halves"
-    command = [sys.executable, ROOT / "train.py", *list_arguments(derived, folder), "--resume"]
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    while process.poll() is None and not (folder / "metrics.jsonl").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() in (75, 0)
-    assert subprocess.run([*map(str, command)], capture_output=True, cwd=ROOT).returncode == 0
-    ours, _ = load_weights(folder / "best.safetensors")
-    theirs, _ = load_weights(trained / "best.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-    def read(path):
-        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key != "time"} for line in lines]
-
-    assert read(folder) == read(trained)
 
 
 def test_a_run_is_not_overwritten(derived, trained):

@@ -20,6 +20,7 @@ from training import owner
 from training.checkpoint import load_newest_checkpoint
 from training.loading import explain_memory, explain_worker_death
 from training.owner import FolderInUseError, Owner
+from training.stopping import STOPS, StopFlag, StoppedError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,7 +83,7 @@ def start(*command):
 
 @pytest.mark.parametrize(
     ("place", "which"),
-    [(place, "SIGTERM") for place in PLACES] + [("training", which) for which in ("SIGINT", "SIGUSR1", "SIGHUP")],
+    [(place, "SIGTERM") for place in PLACES] + [("training", which) for which in ("SIGUSR1",)],
 )
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_the_resumed_run_is_the_whole_one(
     config, whole, tmp_path, place, which
@@ -99,6 +100,15 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_the_resumed_run_is_
         assert run_train(patch, config, run, "--resume", "data.workers=0") == 0
     assert are_same_weights(run, whole)
     assert read_log(run) == read_log(whole)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_every_signal_that_asks_to_stop_is_heard(number):
+    flag = StopFlag()
+    flag.check()
+    signal.raise_signal(number)
+    with pytest.raises(StoppedError):
+        flag.check()
 
 
 def test_a_signal_during_the_imports_is_a_stop_as_well(config, tmp_path):
