@@ -40,7 +40,6 @@ if __name__ == "__main__":
     COMMAND = read_arguments()
     STOP = StopFlag()
 
-import json
 import random
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
@@ -90,6 +89,7 @@ from training.sampling import (
     draw_budget,
     find_repeat_factors,
     hash_assignment,
+    parse_assignment,
     read_assignment,
     write_assignment,
 )
@@ -219,11 +219,8 @@ def read_kept_assignment(text: str | None, frames: list[Frame]) -> dict[str, lis
     """The assignment of a run that is resumed; None if its file is not there or not as it was written."""
     position = {str(frame): index for index, frame in enumerate(frames)}
     try:
-        return {
-            name: [position[f"{folder}/{each}"] for folder, members in groups.items() for each in members]
-            for name, groups in json.loads(text or "null")["labels"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {name: [position[frame] for frame in members] for name, members in parse_assignment(text or "").items()}
+    except (ValueError, KeyError):
         return None
 
 

@@ -277,14 +277,14 @@ def compare(one: Path, other: Path) -> float:
     """The largest relative difference of any tensor of the last checkpoints: weights, averages and the optimizer's."""
     found = [load_newest_checkpoint(folder / "checkpoints") for folder in (one, other)]
     assert found[0] is not None and found[1] is not None and found[0][0] == found[1][0]
-    worst = 0.0
+    differences = [0.0]
     for part in ("net", "ema", "update"):
         ours, theirs = (list_tensors(state[part]) for _, state in found)
         assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
         for name, tensor in ours.items():
             scale = float(tensor.double().norm()) or 1.0
-            worst = max(worst, float((tensor.double() - theirs[name].double()).norm()) / scale)
-    return worst
+            differences.append(float((tensor.double() - theirs[name].double()).norm()) / scale)
+    return float(torch.tensor(differences, dtype=torch.float64).max())  # NaN if one is, which max() would pass over
 
 
 def list_tensors(state: object, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ def stride_of(name: str) -> int:
 
 class GroupNorm(nn.GroupNorm):
     """GroupNorm that keeps the dtype of its input under autocast, which would cast it to float32 and so double what is
-    kept for the backward pass. Its sums are in float32 all the same, inside the kernel."""
+    kept for the backward pass. The kernel adds up in float32 and rounds mean and spread to the input's dtype."""
 
     def forward(self, features: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(features.device.type):

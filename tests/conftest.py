@@ -24,3 +24,14 @@ def keep_process_state():
 # fixtures of a module come before those of a test, so a training in one of them needs its own
 keep_state_of_modules = pytest.fixture(scope="module", autouse=True)(keep_process_state)
 keep_state_of_tests = pytest.fixture(autouse=True)(keep_process_state)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A config that trains for a few steps on a hand-made preprocessed dataset; a module may have its own."""
+    from derived_root import write_root
+    from tiny_run import write_config  # loads PyTorch, which not all tests need
+
+    folder = tmp_path_factory.mktemp("set")
+    write_root(folder / "root")
+    return write_config(folder / "tiny.yaml", folder / "root")

@@ -4,21 +4,13 @@ import math
 
 import pytest
 import torch
-from derived_root import write_root
-from tiny_run import read_log, run_train, write_config
+from tiny_run import read_log, run_train
 
 from a2d2.dataset import FrameDataset
 from training.loading import load_batches, send_ahead
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 FAST = ("data.split=all", "train.steps=6", "train.log_every=1")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("set")
-    write_root(folder / "root")
-    return write_config(folder / "tiny.yaml", folder / "root")
 
 
 @pytest.mark.parametrize("method", ["sum", "uncertainty", "mgda", "gradvac"])

@@ -4,21 +4,13 @@ import json
 
 import pytest
 import torch
-from derived_root import write_root
-from tiny_run import CONFIG, are_same_weights, read_log, run_train, stop_at_check, write_config
+from tiny_run import CONFIG, are_same_weights, read_log, run_train, stop_at_check
 
 import train
 from tasks import TASKS
 from tasks.depth import Depth
 from training.checkpoint import load_weights
 from training.config import load_config
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("set")
-    write_root(folder / "root")
-    return write_config(folder / "tiny.yaml", folder / "root")
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
+from training.cycle import move
 from training.stopping import IgnoreStops, hold_stops
 
 
@@ -102,7 +103,7 @@ def send_ahead(cycles: Iterator[Any], device: torch.device) -> Iterator[Any]:
         if cycle is None:
             return None
         with torch.cuda.stream(stream):
-            sent = [batch | {key: _send(batch[key], device) for key in _ON_DEVICE} for batch in cycle]
+            sent = [batch | {key: move(batch[key], device) for key in _ON_DEVICE} for batch in cycle]
         return sent, stream.record_event()
 
     ahead = send()
@@ -120,10 +121,6 @@ def send_ahead(cycles: Iterator[Any], device: torch.device) -> Iterator[Any]:
 
 
 _ON_DEVICE = ("image", "targets")  # of a batch; the rest is for the host
-
-
-def _send(value: Any, device: torch.device) -> Any:
-    return tree_map(lambda leaf: leaf.to(device, non_blocking=True), value)
 
 
 def explain_worker_death(error: BaseException) -> str | None:

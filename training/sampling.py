@@ -131,6 +131,20 @@ def write_assignment(frames: Sequence[object], assignment: Mapping[str, Sequence
     return json.dumps({"format": ASSIGNMENT_FORMAT, "labels": labels}, indent=1) + "\n"
 
 
+def parse_assignment(text: str) -> dict[str, list[str]]:
+    """Task -> the names of frames in a text of `write_assignment`. ValueError if it is none, or of another format."""
+    try:
+        content = json.loads(text)
+        if content["format"] != ASSIGNMENT_FORMAT:
+            raise ValueError(f"it has format {content['format']}, this version of the code reads {ASSIGNMENT_FORMAT}")
+        return {
+            name: [f"{folder}/{identity}" for folder, identities in groups.items() for identity in identities]
+            for name, groups in content["labels"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{error!r}") from error
+
+
 def read_assignment(
     path: Path, frames: Sequence[object], has_label: Mapping[str, Sequence[bool]]
 ) -> dict[str, list[int]]:
@@ -140,18 +154,12 @@ def read_assignment(
     frame that is no training frame, that lacks the label, or that is named twice.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != ASSIGNMENT_FORMAT:
-            raise ValueError(f"it has format {content['format']}, this version of the code reads {ASSIGNMENT_FORMAT}")
-        named = {
-            name: [f"{folder}/{identity}" for folder, identities in groups.items() for identity in identities]
-            for name, groups in content["labels"].items()
-        }
+        named = parse_assignment(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"data.labels: the file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"data.labels: {path} is no assignment of labels ({error!r}); give the assignment.json of a run folder"
+            f"data.labels: {path} is no assignment of labels ({error}); give the assignment.json of a run folder"
         ) from error
     if named.keys() != has_label.keys():
         raise ValueError(
