@@ -5,9 +5,10 @@ import signal
 
 import torch
 import yaml
+from torch.utils._pytree import tree_flatten_with_path
 
 import train
-from training.checkpoint import load_weights
+from training.checkpoint import load_newest_checkpoint, load_weights
 
 CONFIG = {
     "data": {"split": "by_scene", "workers": 0, "augment": {"scale": [1.0, 1.3], "color": 0.2}},
@@ -66,7 +67,14 @@ def read_log(folder):
 
 
 def are_same_weights(first, second):
+    """The best weights, and every tensor of the newest checkpoint: a later step may differ, though the best do not."""
     ours, theirs = (load_weights(folder / "best.safetensors") for folder in (first, second))
     assert ours[0].keys() == theirs[0].keys()
     assert ours[1] == theirs[1]
-    return all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
+    checkpoints = [load_newest_checkpoint(folder / "checkpoints") for folder in (first, second)]
+    assert checkpoints[0][0] == checkpoints[1][0]
+    leaves = [tree_flatten_with_path(checkpoint)[0] for _, checkpoint in checkpoints]
+    assert [path for path, _ in leaves[0]] == [path for path, _ in leaves[1]]
+    pairs = [(ours[0][name], theirs[0][name]) for name in theirs[0]]
+    pairs += [(a, b) for (_, a), (_, b) in zip(*leaves, strict=True) if isinstance(a, torch.Tensor)]
+    return all(torch.equal(a, b) for a, b in pairs)
