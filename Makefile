@@ -41,7 +41,7 @@ runs/demo/panels/finished: runs/demo/table.txt
 	@touch $@
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
