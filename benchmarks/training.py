@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from _fake_gpu import CountKernels, fake, make_batch
+from _fake_gpu import CountKernels, combine_evenly, fake, make_batch
 from networks import describe_device, find_micro_batch, find_size, prepare_tasks, state
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +29,6 @@ from experiment import build_network
 from tasks.options import OPTIONS
 from train import build_balancer, build_update, choose_autocast
 from training.config import Config, load_config
-from training.cycle import GradientRows, Reading
 from training.parts import compile_parts, recompute_neck
 from training.updates import Update
 
@@ -79,12 +78,6 @@ def count_step(path: Path, overrides: Sequence[str] = ()) -> CountKernels:
         with CountKernels() as counter:
             update.step(1, cycle, dict.fromkeys(tasks, 1))
     return counter
-
-
-def combine_evenly(number: int, reading: Reading, rows: GradientRows, measures: dict) -> dict[str, float]:
-    """In place of CycleUpdate._combine: all weights 1."""
-    rows.combine(dict.fromkeys(rows.rows, 1.0), reading.reached)
-    return dict.fromkeys(rows.rows, 1.0) | {"square": 0.0}
 
 
 COUNTED = {

@@ -18,7 +18,7 @@ from training.config import LOSS_METHODS, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
-from _fake_gpu import CountKernels, autocast_as_on_gpu, fake, make_batch  # noqa: E402
+from _fake_gpu import CountKernels, autocast_as_on_gpu, combine_evenly, fake, make_batch  # noqa: E402
 
 SIZE, COUNT = (160, 96), 2
 OPTIONS = {
@@ -113,10 +113,7 @@ def count_step(config, method="sum", measure=False):
             config, net, tasks, device, choose_autocast("fp32", device), torch.contiguous_format, balance=balance
         )
         if measure or balance.gradient_method is not None:
-            update._combine = lambda number, reading, rows, measures: (
-                rows.combine(dict.fromkeys(rows.rows, 1.0), reading.reached)
-                or dict.fromkeys(rows.rows, 1.0) | {"square": 0.0}
-            )
+            update._combine = combine_evenly
         cycle = [batch | {key: fake(batch[key], mode) for key in ("image", "targets")} for _ in range(4)]
         with CountKernels() as counter:
             update.step(0, cycle, dict.fromkeys(tasks, 1), measure)

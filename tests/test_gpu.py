@@ -1,6 +1,7 @@
 """What can only be tested on a GPU; `make gpu` runs it. Without one everything here is skipped."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tiny_run import read_log, run_train
 
 from a2d2.dataset import FrameDataset
 from training.loading import load_batches, send_ahead
+from training.updates import CycleUpdate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 FAST = ("data.split=all", "train.steps=6", "train.log_every=1")
@@ -37,13 +39,9 @@ def test_mixed_precision_trains(config, tmp_path, precision):
 
 def test_the_host_waits_once_in_a_step(config, tmp_path):
     """Counted by PyTorch itself; its warnings name each place that waits."""
-    import warnings
-
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        from training import updates
-
-        step = updates.CycleUpdate.step
+        step = CycleUpdate.step
 
         def watched(self, *arguments):
             torch.cuda.set_sync_debug_mode("warn")
@@ -52,13 +50,13 @@ def test_the_host_waits_once_in_a_step(config, tmp_path):
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        patch.setattr(updates.CycleUpdate, "step", watched)
+        patch.setattr(CycleUpdate, "step", watched)
         assert run_train(patch, config, tmp_path / "run", *FAST) == 0
     waits = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
     assert len(waits) <= 6, waits
 
 
-def test_cycles_that_are_sent_ahead_are_the_same(config, tmp_path):
+def test_cycles_that_are_sent_ahead_are_the_same():
     class Numbers(FrameDataset):
         def __init__(self):
             self.values = torch.arange(64).float()

@@ -6,9 +6,8 @@ import json
 
 import pytest
 import torch
-from derived_root import write_root
 from small_net import build_net
-from tiny_run import read_log, run_train, write_config
+from tiny_run import read_log, run_train
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import default_collate
 
@@ -24,18 +23,6 @@ from training.parts import compile_parts, freeze_parts, recompute_neck, start_tr
 
 SMALL = {"encoder": {"name": "test_resnet", "pretrained": False, "norm": "group"}, "neck": {"width": 32, "repeats": 2}}
 FAST = ("data.split=all", "model.encoder={name: test_resnet, pretrained: false, norm: group}")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("set")
-    write_root(folder / "root")
-    return folder / "root"
-
-
-@pytest.fixture(scope="module")
-def config(root, tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("config") / "tiny.yaml", root)
 
 
 def build_small():

@@ -168,7 +168,7 @@ def test_every_command_exists_with_its_options(path, command):
         return
     if "--" in words:  # what stands before is torchrun's
         words = words[words.index("--") + 1 :]
-    unknown = {word for word in words if word.startswith("--")} - list_options(script) - {"--nproc-per-node"}
+    unknown = {word for word in words if word.startswith("--")} - list_options(script)
     assert not unknown, show(path, f"{command}: {unknown}")
     for word in words:
         if word.startswith("configs/") and "*" not in word:

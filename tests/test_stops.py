@@ -83,7 +83,7 @@ def start(*command):
 
 @pytest.mark.parametrize(
     ("place", "which"),
-    [(place, "SIGTERM") for place in PLACES] + [("training", which) for which in ("SIGUSR1",)],
+    [(place, "SIGTERM") for place in PLACES] + [("training", which) for which in ("SIGINT", "SIGUSR1", "SIGHUP")],
 )
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_the_resumed_run_is_the_whole_one(
     config, whole, tmp_path, place, which
