@@ -2,6 +2,7 @@
 the environment, in which a dask cluster leaves MKL_NUM_THREADS=1 for the processes of later tests."""
 
 import os
+import shutil
 import signal
 import sys
 from unittest.mock import patch
@@ -24,6 +25,16 @@ def keep_process_state():
 # fixtures of a module come before those of a test, so a training in one of them needs its own
 keep_state_of_modules = pytest.fixture(scope="module", autouse=True)(keep_process_state)
 keep_state_of_tests = pytest.fixture(autouse=True)(keep_process_state)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remove_files_of_module(request, tmp_path_factory):
+    """Datasets and runs of one file of tests go before the next one's come, unless a test failed: pytest keeps the
+    files of three sessions, and tmp may be small."""
+    yield
+    if not request.session.testsfailed:
+        for path in tmp_path_factory.getbasetemp().iterdir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -356,7 +356,7 @@ def test_the_gramian_described():
 # Whole runs
 
 
-FAST = ("data.split=all", "train.steps=3", "model.encoder={name: test_resnet, pretrained: false, norm: group}")
+FAST = ("data.split=all", "train.steps=3")
 
 
 @pytest.mark.parametrize("method", [*LOSS_METHODS, *INSTALLED])

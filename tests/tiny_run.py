@@ -13,7 +13,7 @@ from training.checkpoint import load_newest_checkpoint, load_weights
 CONFIG = {
     "data": {"split": "by_scene", "workers": 0, "augment": {"scale": [1.0, 1.3], "color": 0.2}},
     "model": {
-        "encoder": {"name": "resnet18", "pretrained": False, "norm": "group"},
+        "encoder": {"name": "test_resnet", "pretrained": False, "norm": "group"},
         "neck": {"width": 32, "repeats": 1},
     },
     "tasks": {
