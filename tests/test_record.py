@@ -181,10 +181,12 @@ def test_a_moved_dataset_and_other_free_keys_do_not_stop_a_resume(config, root, 
     train_whole(config, tmp_path / "run", "--resume", *free)
     ours, theirs = (load_weights(folder / "best.safetensors")[0] for folder in (tmp_path / "run", whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    # another number of frames at a time rounds in another way, and a skill near 0 is what remains of two alike scores
+    # another number of frames at a time rounds in another way
     for mine, other in zip(read_log(tmp_path / "run"), read_log(whole), strict=True):
         assert mine.pop("kind") == other.pop("kind")
-        assert mine == pytest.approx(other, rel=1e-5, abs=1e-6)
+        for name in [name for name in mine if name.endswith("skill")]:  # of two alike scores little may remain
+            assert mine.pop(name) == pytest.approx(other.pop(name), rel=1e-5, abs=1e-7)
+        assert mine == pytest.approx(other, rel=1e-5)
 
 
 def test_more_steps_are_another_run_and_the_message_says_how(config, tmp_path, capsys):
