@@ -8,7 +8,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
+from a2d2.calibration import Pose
 from a2d2.frames import Frame, list_frames
 from a2d2.images import read_image, read_json
 
@@ -152,14 +153,15 @@ class Augmentation:
 @dataclass(frozen=True)
 class PreprocessedDataset:
     """A preprocessed dataset as its dataset.json describes it: `size` (width, height), pinhole matrices of all
-    cameras by view, the kind of its images ("image" or "image_lossless"), and the options that each kind of file was
-    made with."""
+    cameras by view, the kind of its images ("image" or "image_lossless"), the options that each kind of file was made
+    with, and the poses of the cameras, as far as they are known."""
 
     path: Path
     size: tuple[int, int]
     cameras: dict[str, np.ndarray]
     image_kind: str
     options: dict[str, Any]
+    poses: dict[str, Pose] = field(default_factory=dict)
 
     def find_identity(self, kinds: Sequence[str]) -> str:
         """A fingerprint of the size, the cameras and the options of these kinds of file, and of the images."""
@@ -174,6 +176,11 @@ def read_dataset(path: str | Path) -> PreprocessedDataset:
     try:
         content = read_json(path / "dataset.json")
         cameras = {name: np.array(camera["matrix"]) for name, camera in content["cameras"].items()}
+        poses = {
+            name: Pose(np.array(camera["pose"]["origin"]), np.array(camera["pose"]["axes"]))
+            for name, camera in content["cameras"].items()
+            if "pose" in camera
+        }
         camera_options = content["kinds"].get("camera")
         size = tuple(content["size"])
     except FileNotFoundError:
@@ -186,7 +193,7 @@ def read_dataset(path: str | Path) -> PreprocessedDataset:
     if camera_options is None:
         raise DatasetError(f"{path} has no images: run preprocessing/camera.py for it")
     image_kind = "image" if camera_options["format"] == "jpg" else "image_lossless"
-    return PreprocessedDataset(path, size, cameras, image_kind, content["kinds"])
+    return PreprocessedDataset(path, size, cameras, image_kind, content["kinds"], poses)
 
 
 def index_roots(
@@ -278,6 +285,21 @@ class FrameDataset(Dataset):
             raise DatasetError(f"{frame.path(self.tasks[name].kind)} has vanished; run preprocessing again")
         return label
 
+    def load_targets(self, frame: Frame, names: Collection[str], geometry: Geometry) -> dict[str, Any]:
+        """The targets of a frame under a geometry, of those of the named tasks whose label is to be used."""
+        targets = {}
+        for name, task in self.tasks.items():
+            label = self._load_label(name, frame) if name in names else None
+            if label is not None:
+                target = task.transform(label, geometry)
+                targets[name] = task.prepare_loss(target) if self.for_training else target
+        return targets
+
+    @property
+    def target_geometry(self) -> Geometry:
+        """That of targets without augmentation."""
+        return Geometry.identity(self.source, self.target_size)
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -297,13 +319,7 @@ class FrameDataset(Dataset):
             geometry = self.augmentation.draw_geometry(self.source, self.size, rng)
             image = self.augmentation.change_color(image, rng)
         target_geometry = Geometry(geometry.source, geometry.crop, self.target_size, geometry.flip)
-
-        targets = {}
-        for name, task in self.tasks.items():
-            label = self._load_label(name, frame) if name in names else None
-            if label is not None:
-                target = task.transform(label, target_geometry)
-                targets[name] = task.prepare_loss(target) if self.for_training else target
+        targets = self.load_targets(frame, names, target_geometry)
         camera = geometry.map_camera(root.cameras[frame.view])
         camera[[0, 1], [0, 1]] /= geometry.zoom
         return {

@@ -6,12 +6,15 @@ files and refuses damaged ones.
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import socket
 import struct
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +137,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file atomically; ValueError for a value that JSON does not have, such as NaN."""
-    write_bytes(path, (json.dumps(content, allow_nan=False) + "\n").encode())
+    write_bytes(path, encode_json(content))
 
 
 def read_json(path: Path) -> Any:
@@ -150,11 +153,21 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def write_npy(path: Path, array: np.ndarray) -> None:
-    """Write one array as a .npy file, atomically."""
+def encode_npy(array: np.ndarray) -> bytes:
+    """The content of a .npy file with one array."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write one array as a .npy file, atomically."""
+    write_bytes(path, encode_npy(array))
+
+
+def encode_json(content: object) -> bytes:
+    """The content of a JSON file; ValueError for a value that JSON does not have, such as NaN."""
+    return (json.dumps(content, allow_nan=False) + "\n").encode()
 
 
 def _is_alive(process: int) -> bool:
@@ -185,3 +198,21 @@ def sweep_temporary(root: Path) -> int:
                 path.unlink()
                 removed += 1
     return removed
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder, which the kernel frees when the process ends; without one where there are none."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            print(
+                f"{folder} is on a file system without locks ({error.strerror}): do not start two programs on it in "
+                "the same moment",
+                file=sys.stderr,
+            )
+        yield
+    finally:
+        os.close(handle)

@@ -7,9 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a scr
 
 import argparse
 import contextlib
-import fcntl
 import json
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,10 +18,10 @@ from itertools import groupby
 from tqdm import tqdm
 
 from a2d2.calibration import Camera, load_calibration
-from a2d2.console import allow_any_text
+from a2d2.console import allow_any_text, parse_shard
 from a2d2.derive import STOPPING_ERRORS, Outcome, Recipe
 from a2d2.frames import VIEWS, Frame, anchor, find_bus_root, find_calibration, list_frames, list_scenes
-from a2d2.images import read_json, sweep_temporary, write_json
+from a2d2.images import lock_folder, read_json, sweep_temporary, write_json
 from preprocessing import _cluster, _pool
 
 FORMAT_VERSION = 1
@@ -67,16 +65,6 @@ def _parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def _parse_shard(text: str) -> tuple[int, int]:
-    try:
-        index, count = (int(part) for part in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shard; write i/n, such as 1/8") from None
-    if not 1 <= index <= count:
-        raise argparse.ArgumentTypeError(f"{text!r}: the first number must be between 1 and the second")
-    return index, count
-
-
 def parse_threads(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a number of processes, 1 or more")
@@ -107,7 +95,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cluster", metavar="tcp://HOST:8786", help="run on the workers of this dask.distributed scheduler"
     )
-    parser.add_argument("--shard", type=_parse_shard, default="1/1", help="process shard i of n, for job arrays")
+    parser.add_argument("--shard", type=parse_shard, default="1/1", help="process shard i of n, for job arrays")
     parser.add_argument(
         "--overwrite", action="store_true", help="process finished frames again, with other options too"
     )
@@ -198,7 +186,18 @@ def describe_camera(camera: Camera) -> dict:
         "original": camera.original.tolist(),
         "distortion": camera.distortion.tolist(),
         "recorded_size": list(camera.recorded_size),
+        "pose": {"origin": camera.pose.origin.tolist(), "axes": camera.pose.axes.tolist()},
     }
+
+
+def _add_poses(found: dict, wanted: dict) -> dict:
+    """The dataset.json that was found, with the poses that earlier versions of this code did not write: nothing else
+    has changed for them."""
+    cameras = {
+        name: camera | {"pose": wanted["cameras"].get(name, {}).get("pose")} if "pose" not in camera else camera
+        for name, camera in found.get("cameras", {}).items()
+    }
+    return found | ({"cameras": cameras} if cameras else {})
 
 
 def _check_dataset_json(kind: Kind, recipe: Recipe, frames: list[Frame], overwrite: bool) -> None:
@@ -211,9 +210,10 @@ def _check_dataset_json(kind: Kind, recipe: Recipe, frames: list[Frame], overwri
         "size": list(next(iter(cameras.values())).size),
         "cameras": {name: describe_camera(camera) for name, camera in cameras.items()},
     }
-    with _lock_folder(recipe.out):  # five scripts may start at once, and each adds its kind
-        found = _read_dataset_json(path)
-        sections = found.pop("kinds", {})
+    with lock_folder(recipe.out):  # five scripts may start at once, and each adds its kind
+        before = _read_dataset_json(path)
+        found = _add_poses(before, wanted)
+        sections = dict(found.pop("kinds", {}))
         differing = [key for key in wanted if found and found.get(key) != wanted[key]]
         others = sorted(set(sections) - {kind.name})
         if differing and (others or not overwrite):
@@ -229,10 +229,7 @@ def _check_dataset_json(kind: Kind, recipe: Recipe, frames: list[Frame], overwri
         if differing or options != kind.options:
             _remove_finished(kind, recipe.out)  # else an interrupted run would leave a mixture of old and new files
         sections[kind.name] = kind.options
-        if (
-            found | {"kinds": sections} != wanted | {"kinds": sections}
-            or _read_dataset_json(path).get("kinds") != sections
-        ):
+        if before != wanted | {"kinds": sections}:
             write_json(path, wanted | {"kinds": sections})
 
 
@@ -257,24 +254,6 @@ def _show_difference(key: str, found: object, wanted: object) -> str:
 def _remove_finished(kind: Kind, out: Path) -> None:
     for produced in list_frames(out, kind.produces):
         produced.path(kind.produces).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder, which the kernel frees when the process ends; without one where there are none."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            print(
-                f"{folder} is on a file system without locks ({error.strerror}): do not start two scripts on it in the "
-                "same moment",
-                file=sys.stderr,
-            )
-        yield
-    finally:
-        os.close(handle)
 
 
 def _derive_unit(unit: tuple[Frame, ...], kind: Kind, recipe: Recipe) -> list[Outcome]:
