@@ -1,6 +1,7 @@
-"""Score runs: one table of metrics, each primary metric beside that of the constant baseline.
+"""Score runs and predictions: one table of metrics, each primary metric beside that of the constant baseline.
 
-    python evaluate.py runs/demo [runs/other ...] [--split val] [--data Datasets/processed/1024x640]
+    python evaluate.py runs/demo [runs/other predictions/third ...] [--split val] [--data Datasets/processed/1024x640]
+    python evaluate.py runs/symmetric --baseline runs/depth runs/steering [--format latex] [--report report.html]
 
 All runs are scored on the same frames and by the same protocol, which is printed with the table. Labels are scored at
 the size of the preprocessed dataset, unless the protocol says otherwise: a network with another input size gets a
@@ -14,7 +15,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -32,6 +33,7 @@ from training.config import Protocol, compose_protocol
 from training.stopping import StoppedError, exit_on_interrupt
 
 DONE, ERROR, WRONG_USE = 0, 1, 2
+FORMATS = ["text", "json", "markdown", "latex", "csv"]
 SCORING = [(task, field) for task, options in OPTIONS.items() for field in options.Protocol.model_fields]
 
 
@@ -44,7 +46,15 @@ def name_flag(task: str, field: str) -> str:
 def read_arguments() -> argparse.Namespace:
     allow_any_text()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, weights files or folders of predictions")
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="runs, such as those of single tasks, that the others are compared with: Delta-m and skills",
+    )
     parser.add_argument(
         "--split",
         choices=["train", "val", "test", "all"],
@@ -64,9 +74,17 @@ def read_arguments() -> argparse.Namespace:
     for task, field in SCORING:
         described = OPTIONS[task].Protocol.model_fields[field].description
         protocol.add_argument(name_flag(task, field), dest=f"{task}.{field}", metavar="VALUE", help=described)
-    parser.add_argument("--format", choices=["text", "json", "markdown"], default="text", help="of what is printed")
+    parser.add_argument(
+        "--draws",
+        type=count_or_none,
+        default=1000,
+        help="draws of the bootstrap that gives the 95%% intervals; 0: no intervals (default: 1000)",
+    )
+    parser.add_argument("--cost", action="store_true", help="also measure parameters, operations and time of networks")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of what is printed (default: text)")
     parser.add_argument("--details", action="store_true", help="print all metrics, not only the primary ones")
     parser.add_argument("--output", type=Path, help="also write everything to this JSON file")
+    parser.add_argument("--report", type=Path, help="also write a page with plots and pictures to this HTML file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument(
         "--precision",
@@ -84,23 +102,47 @@ if __name__ == "__main__":
     exit_on_interrupt("evaluate")
     ARGUMENTS = read_arguments()
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from a2d2.dataset import DatasetError, FrameDataset
-from a2d2.frames import Frame
-from experiment import Data, Trained, WrongUseError, index_data, load_data, load_trained, pick_device
+from a2d2.dataset import DatasetError
+from a2d2.frames import VIEWS, Frame
+from experiment import (
+    Data,
+    Predicted,
+    Source,
+    Trained,
+    WrongUseError,
+    add_source,
+    index_data,
+    load_data,
+    pick_device,
+)
+from scoring.bootstrap import FEW_BLOCKS, Blocks, draw_counts, find_blocks, find_interval, read_times
+from scoring.compare import (
+    TaskResult,
+    average_groups,
+    average_skills,
+    compare_pairs,
+    compare_with_baseline,
+    find_groups,
+    share_constants,
+    summarise_seeds,
+)
+from scoring.cost import measure_cost
+from scoring.predictors import FilePredictor, NetPredictor, Predictor
+from scoring.table import format_details, format_results, format_table
 from tasks.task import Metrics, Task
 from training.cycle import move
 from training.distributed import Ranks
-from training.files import write_json
+from training.files import make_json_ready, write_json
 from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches
 
 Scores = dict[str, dict[str, Any]]
 
 
-@torch.no_grad()
 def evaluate(
     net: nn.Module,
     tasks: Mapping[str, Task],
@@ -128,18 +170,80 @@ def evaluate(
     `metrics` (all of them); values are None if no frame has a label.
     """
     protocol = compose_protocol(OPTIONS)() if protocol is None else protocol
+    predictor = NetPredictor(net, tasks, size, device, autocast)
+    scored = score_frames(
+        predictor, tasks, frames, data, device, micro_batch, workers, check_stop, protocol, labels, ranks
+    )
+    return {name: part.summarise() for name, part in scored.items()}
+
+
+@dataclass
+class Scored:
+    """Of one task: the metrics of the predictions and of the constant baseline, None where that is not known, and the
+    names of the scored frames."""
+
+    task: Task
+    metrics: Metrics
+    baseline: Metrics | None
+    frames: list[str] = dataclass_field(default_factory=list)
+
+    def merge(self, other: "Scored") -> None:
+        self.metrics.merge(other.metrics)
+        if self.baseline is not None:
+            self.baseline.merge(other.baseline)
+        self.frames += other.frames
+
+    def summarise(self) -> dict[str, Any]:
+        """The row of a table, see `evaluate`."""
+        baseline = None if self.baseline is None else self.baseline.compute()
+        return _summarise(self.task, self.metrics.compute(), baseline, self.frames)
+
+    def resample(self, counts: np.ndarray, place: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The primary metric of the predictions and of the baseline in each draw; `place`: of each frame its column."""
+        own = counts[:, [place[frame] for frame in self.frames]]
+        draws = self.metrics.resample(own)
+        nothing = np.full(len(counts), np.nan)
+        constant = nothing if self.baseline is None else self.baseline.resample(own)
+        # a constant baseline that predicts nothing has the worst score
+        if self.baseline is not None and self.task.better == "higher":
+            constant = np.where(np.isfinite(constant) | ~np.isfinite(draws), constant, 0.0)
+        return draws, constant
+
+
+@torch.no_grad()
+def score_frames(
+    predictor: Predictor,
+    tasks: Mapping[str, Task],
+    frames: list[Frame],
+    data: Data,
+    device: torch.device,
+    micro_batch: int,
+    workers: int,
+    check_stop: Callable[[], None],
+    protocol: Protocol,
+    labels: Mapping[str, Collection[Frame]] | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Scored]:
+    """Score predictions on the labelled frames, see `evaluate`."""
     ranks = ranks or Ranks()
     scored_size = protocol.size or data.size
     batches = -(-len(frames) // micro_batch)
     first, last = (batches * rank // ranks.world * micro_batch for rank in (ranks.rank, ranks.rank + 1))
-    dataset = FrameDataset(frames[first:last], data.roots, tasks, size=size, target_size=scored_size, labels=labels)
-    parts = {
-        name: Scored(task.metrics(getattr(protocol, name)), task.metrics(getattr(protocol, name)))
-        for name, task in tasks.items()
-    }
+    scorers = {name: task.for_protocol(getattr(protocol, name)) for name, task in tasks.items()}
+    parts = {}
+    for name, scorer in scorers.items():
+        known = scorer.label_statistics.get("constant") is not None
+        metrics = [scorer.metrics(getattr(protocol, name)) for _ in range(2)]
+        parts[name] = Scored(scorer, metrics[0], metrics[1] if known else None)
     problem: Exception | None = None
     try:
-        _score(net, tasks, dataset, parts, scored_size, device, micro_batch, workers, check_stop, ranks, autocast)
+        dataset = predictor.load(frames[first:last], data.roots, scorers, scored_size, labels)
+        total = -(-len(dataset) // micro_batch)
+        with closing(load_batches(dataset, workers, device, batch_size=micro_batch)) as loaded:
+            for batch in tqdm(loaded, "evaluate", total, leave=False, unit="batch", disable=not ranks.first):
+                check_stop()
+                if batch["rows"]:
+                    _score_batch(predictor, batch, parts, scored_size, device)
     except (StoppedError, OSError, ValueError, WorkerError) as error:
         problem = error
     ranks.agree([], problem)
@@ -147,61 +251,28 @@ def evaluate(
     for other in others:
         for name in tasks:
             parts[name].merge(other[name])
-    return {
-        name: _summarise(task, parts[name].metrics.compute(), parts[name].baseline.compute(), parts[name].frames)
-        for name, task in tasks.items()
-    }
+    return parts
 
 
-@dataclass
-class Scored:
-    """Of one task: the metrics of the predictions and of the constant baseline, and the names of the scored frames."""
-
-    metrics: Metrics
-    baseline: Metrics
-    frames: list[str] = dataclass_field(default_factory=list)
-
-    def merge(self, other: "Scored") -> None:
-        self.metrics.merge(other.metrics)
-        self.baseline.merge(other.baseline)
-        self.frames += other.frames
-
-
-def _score(
-    net: nn.Module,
-    tasks: Mapping[str, Task],
-    dataset: FrameDataset,
-    parts: Mapping[str, Scored],
-    scored_size: tuple[int, int],
-    device: torch.device,
-    micro_batch: int,
-    workers: int,
-    check_stop: Callable[[], None],
-    ranks: Ranks,
-    autocast: Callable,
+def _score_batch(
+    predictor: Predictor, batch: Mapping[str, Any], parts: Mapping[str, Scored], size: tuple[int, int], device: Any
 ) -> None:
-    """Add the predictions on all frames of a dataset to the parts."""
-    net.eval()
-    total = -(-len(dataset) // micro_batch)
-    with closing(load_batches(dataset, workers, device, batch_size=micro_batch)) as batches:
-        for batch in tqdm(batches, "evaluate", total, leave=False, unit="batch", disable=not ranks.first):
-            check_stop()
-            if not batch["rows"]:
-                continue
-            image = batch["image"].to(device, non_blocking=True)
-            with autocast():
-                outputs = net(image, move(batch["rows"], device))
-            for name, output in outputs.items():
-                target = move(batch["targets"][name], device)
-                parts[name].metrics.update(tasks[name].predict(output, scored_size), target)
-                parts[name].baseline.update(tasks[name].predict_constant(target), target)
-                parts[name].frames += [batch["frame"][row] for row in batch["rows"][name].tolist()]
+    predictions = predictor.predict(batch, {name: part.task for name, part in parts.items()}, size)
+    for name, prediction in predictions.items():
+        part, target = parts[name], move(batch["targets"][name], device)
+        part.metrics.update(move(prediction, device), target)
+        if part.baseline is not None:
+            part.baseline.update(part.task.predict_constant(target), target)
+        part.frames += [batch["frame"][row] for row in batch["rows"][name].tolist()]
 
 
-def _summarise(task: Task, metrics: dict[str, Any], baseline: dict[str, Any], frames: list[str]) -> dict[str, Any]:
-    score, constant = metrics[task.primary_metric], baseline[task.primary_metric]
+def _summarise(
+    task: Task, metrics: dict[str, Any], baseline: dict[str, Any] | None, frames: list[str]
+) -> dict[str, Any]:
+    score = metrics[task.primary_metric]
+    constant = None if baseline is None else baseline[task.primary_metric]
     # a constant baseline that predicts nothing has the worst score
-    if constant is None and score is not None and task.better == "higher":
+    if baseline is not None and constant is None and score is not None and task.better == "higher":
         constant = 0.0
     defined = score is not None and constant is not None
     return {
@@ -213,87 +284,17 @@ def _summarise(task: Task, metrics: dict[str, Any], baseline: dict[str, Any], fr
         "skill": task.skill(score, constant) if defined else None,
         "frames": len(frames),
         "metrics": metrics,
+        "baseline_metrics": baseline or {},
         "scored_frames": frames,
     }
 
 
 def mean_skill(scores: Scores) -> float | None:
-    """The mean skill over the tasks of a run; None if no task has one.
-
-    A skill below -1, an error of more than twice the constant baseline's, counts as -1: a task has at most the share
-    of one task in the choice of the best weights.
-    """
-    skills = [max(score["skill"], -1.0) for score in scores.values() if score["skill"] is not None]
-    return sum(skills) / len(skills) if skills else None
+    """The mean skill over the tasks of a run, see average_skills; None if no task has one."""
+    return average_skills(score["skill"] for score in scores.values())
 
 
-def _list_skilled(scores: Scores) -> tuple[str, ...]:
-    return tuple(task for task, score in scores.items() if score["skill"] is not None)
-
-
-def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def format_table(results: dict[str, Scores], markdown: bool = False) -> str:
-    """One row for each run and task, then the mean skill of each run, then notes on what cannot be compared."""
-    header = ["run", "task", "metric", "score", "constant", "skill", "frames"]
-    lines, notes = [], []
-    for run, scores in results.items():
-        unknown = any(score.get("trained_frames") == "unknown" for score in scores.values())
-        shown = f"{run}*" if unknown else run
-        for task, score in scores.items():
-            metric = f"{score['headline']} ({score['better']} is better{', ' if score['unit'] else ''}{score['unit']})"
-            values = [_show(score[key]) for key in ("score", "constant", "skill")]
-            lines.append([shown, task, metric, *values, str(score["frames"])])
-            notes += _explain_row(run, task, score)
-        skilled = _list_skilled(scores)
-        named = f"mean skill of {len(skilled)} task{'s' * (len(skilled) != 1)}"
-        lines.append([shown, "all", named, "", "", _show(mean_skill(scores)), ""])
-        if unknown:
-            notes.append(f"* {run}: it is unknown whether it was trained on these frames")
-    if len({_list_skilled(scores) for scores in results.values()}) > 1:
-        notes.append("the mean skills are over different tasks, so they cannot be compared")
-    constants: dict[str, set[float]] = {}
-    for task, score in ((task, score) for scores in results.values() for task, score in scores.items()):
-        constants.setdefault(task, set()).update({score["constant"]} - {None})
-    if differing := [task for task, values in constants.items() if len(values) > 1]:
-        notes.append(
-            f"{', '.join(differing)}: the runs have other constant baselines, found on other training labels or under "
-            "another protocol, so compare their scores and not their skills"
-        )
-    widths = [max(len(row[column]) for row in [header, *lines]) for column in range(len(header))]
-    rows = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *lines]]
-    if markdown:
-        rows.insert(1, ["-" * width for width in widths])
-        text = ["| " + " | ".join(row) + " |" for row in rows]
-    else:
-        text = ["  ".join(row).rstrip() for row in rows]
-    return "\n".join([*text, *([""] if markdown and notes else []), *notes])
-
-
-def _explain_row(run: str, task: str, score: Mapping[str, Any]) -> list[str]:
-    if score.get("conflict"):
-        return [f"{run}, {task}: not scored, because {score['conflict']}"]
-    if score["skill"] is None and score["score"] is not None and score["constant"] is not None:
-        return [
-            f"{run}, {task}: no skill, because the error of the constant baseline ({score['constant']:.4g}) is at or "
-            "below the resolution of the labels"
-        ]
-    return []
-
-
-def format_details(results: dict[str, Scores]) -> str:
-    """All metrics, one a line."""
-    return "\n".join(
-        f"{run}  {task}  {name}  {_show(value)}"
-        for run, scores in results.items()
-        for task, score in scores.items()
-        for name, value in score["metrics"].items()
-    )
-
-
-def choose_protocol(runs: Mapping[str, Trained], given: Mapping[str, Any]) -> Protocol:
+def choose_protocol(runs: Mapping[str, Source], given: Mapping[str, Any]) -> Protocol:
     """The one protocol of a table: that of the runs' configs, with the given values in place of theirs.
 
     given: "size" or "task.field" -> value. WrongUseError where the runs differ and nothing is given, or for a value
@@ -343,7 +344,7 @@ def read_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def choose_frames(runs: Mapping[str, Trained], subset: str, data: Data, unknown: bool) -> tuple[list[Frame], list[str]]:
+def choose_frames(runs: Mapping[str, Source], subset: str, data: Data, unknown: bool) -> tuple[list[Frame], list[str]]:
     """The frames that all runs are scored on, and notes on what was left out.
 
     Each run has its own subsets; the frames of a subset are those that are in it for all runs, and that none was
@@ -365,6 +366,8 @@ def choose_frames(runs: Mapping[str, Trained], subset: str, data: Data, unknown:
             members = set(available)
             if record is not None and (known := len(record.trained & members)):
                 notes.append(f"{name} was trained on {known} of these frames")
+        elif trained.split is None:
+            members = set(available)
         elif record is None:
             by_rule = load_data(trained.split, [str(root) for root in data.roots]).subsets[subset]
             members = {str(frame) for frame in by_rule}
@@ -398,89 +401,194 @@ def describe_protocol(protocol: Protocol, tasks: Collection[str], data: Data) ->
     return "; ".join(parts)
 
 
-def evaluate_run(
-    name: str, trained: Trained, frames: list[Frame], data: Data, protocol: Protocol, arguments: argparse.Namespace
-) -> Scores:
+@dataclass
+class Outcome:
+    """What a run has come to: its `scores`, a row for each task; `results` of the tasks that could be scored, for
+    comparisons; `details` of each task, for the report."""
+
+    scores: Scores
+    results: dict[str, TaskResult]
+    details: dict[str, dict[str, Any]]
+    cost: dict[str, Any] | None = None
+
+
+@dataclass
+class Draws:
+    """The draws of the bootstrap: how often each frame counts in each, the column of each frame, and the blocks."""
+
+    counts: np.ndarray
+    place: dict[str, int]
+    blocks: Blocks
+
+    def describe(self) -> list[str]:
+        """Notes on the intervals."""
+        scenes, blocks = len(set(self.blocks.scene.tolist())), len(self.blocks.scene)
+        notes = [
+            f"95 % intervals: {len(self.counts)} draws of {scenes} scenes, then of blocks of 5 s or more in them "
+            f"({blocks} in all); - where they have none"
+        ]
+        if blocks < FEW_BLOCKS:
+            notes.append(f"{blocks} blocks are few: with less than {FEW_BLOCKS} an interval is too narrow")
+        if self.blocks.untimed:
+            notes.append(
+                f"{len(self.blocks.untimed)} scenes are one block each, because frames.json beside their pictures "
+                f"does not have all times: {', '.join(self.blocks.untimed[:3])}"
+            )
+        return notes
+
+
+def draw_frames(frames: list[Frame], draws: int) -> Draws:
+    blocks = find_blocks([frame.scene for frame in frames], read_times(frames))
+    return Draws(draw_counts(blocks, draws), {str(frame): index for index, frame in enumerate(frames)}, blocks)
+
+
+def evaluate_source(
+    source: Source,
+    frames: list[Frame],
+    data: Data,
+    protocol: Protocol,
+    arguments: argparse.Namespace,
+    draws: Draws | None = None,
+) -> Outcome:
     """A run's scores; a task that cannot be scored by the protocol has a row that says why."""
     device = pick_device(arguments.device, "--device")
-    conflicts = {task: each.find_conflict(getattr(protocol, task)) for task, each in trained.tasks.items()}
-    scored = {task: each for task, each in trained.tasks.items() if not conflicts[task]}
-    net = trained.net.to(device, memory_format=torch.channels_last)
+    conflicts = {task: _find_conflict(source, each, protocol) for task, each in source.tasks.items()}
+    scored = {task: each for task, each in source.tasks.items() if not conflicts[task]}
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bf16")
-    scores = (
-        evaluate(
-            net, scored, frames, data, trained.size, device, arguments.micro_batch, arguments.workers,
-            protocol=protocol, autocast=autocast,
+    cost = None
+    if isinstance(source, Trained):
+        net = source.net.to(device, memory_format=torch.channels_last)
+        predictor: Predictor = NetPredictor(net, source.tasks, source.size, device, autocast)
+        if arguments.cost:
+            cost = vars(measure_cost(net, list(source.tasks), source.size, device, arguments.micro_batch, autocast))
+    else:
+        assert isinstance(source, Predicted)
+        source.check_frames(frames, data)
+        predictor = FilePredictor(source.folder, source.about, source.size)
+    parts = {}
+    if scored:
+        parts = score_frames(
+            predictor, scored, frames, data, device, arguments.micro_batch, arguments.workers, lambda: None, protocol
         )
-        if scored
-        else {}
-    )  # fmt: skip
-    trained.net.cpu()
-    result = {}
-    for task, each in trained.tasks.items():
-        metrics = {each.primary_metric: None}
-        row = scores.get(task) or _summarise(each, metrics, metrics, []) | {"conflict": conflicts[task]}
-        result[task] = row | {
+    if isinstance(source, Trained):
+        source.net.cpu()
+    outcome = Outcome({}, {}, {}, cost)
+    for task, each in source.tasks.items():
+        if task in parts:
+            row = parts[task].summarise()
+            result = TaskResult(parts[task].task, row["score"], row["constant"])
+            if draws is not None and row["score"] is not None:
+                result.draws, result.constant_draws = parts[task].resample(draws.counts, draws.place)
+                row["interval"] = find_interval(result.draws)
+            row["frame_scores"] = parts[task].metrics.score_frames()
+            outcome.results[task] = result
+            outcome.details[task] = parts[task].metrics.describe()
+        else:
+            row = _summarise(each, {each.primary_metric: None}, None, []) | {"conflict": conflicts[task]}
+        outcome.scores[task] = row | {
             "subset": arguments.split,
-            "step": trained.header.get("step"),
-            "trained_frames": "recorded" if trained.knows_frames else "unknown",
+            "step": source.header.get("step"),
+            "weights": source.digest,
+            "trained_frames": "recorded" if source.knows_frames else "unknown",
             "protocol": getattr(protocol, task).model_dump(mode="json") | {"size": list(protocol.size or data.size)},
-            "precision": arguments.precision,
+            "precision": arguments.precision if isinstance(source, Trained) else source.header.get("precision"),
         }
-    return result
+    return outcome
 
 
-def load_runs(paths: list[Path]) -> tuple[dict[str, Trained], list[str]]:
-    """The runs that can be loaded, by their names, and what is wrong with the others."""
-    runs, errors = {}, []
-    for path in paths:
+def _find_conflict(source: Source, task: Task, protocol: Protocol) -> str | None:
+    block = getattr(protocol, task.name)
+    if isinstance(source, Predicted):
+        return task.for_protocol(block).find_file_conflict(source.about[task.name])
+    return task.find_conflict(block)
+
+
+def load_sources(paths: list[Path]) -> tuple[dict[str, Source], dict[Path, str], list[str]]:
+    """The runs that can be loaded, by their names; the name of each path; and what is wrong with the others."""
+    runs: dict[str, Source] = {}
+    names, errors = {}, []
+    for path in dict.fromkeys(paths):
         try:
-            trained = load_trained(path, torch.device("cpu"))
+            names[path] = add_source(runs, path, torch.device("cpu"))
         except (OSError, ValueError) as error:
             errors.append(str(error))
-            continue
-        runs[trained.name if trained.name not in runs else str(path)] = trained
-    return runs, errors
+    complete_statistics(runs.values())
+    return runs, names, errors
 
 
-def check_output(path: Path) -> None:
+def complete_statistics(sources: Iterable[Source]) -> None:
+    """Give predictions of other programs, which come without a constant baseline, that of the first run with one."""
+    known: dict[str, dict[str, Any]] = {}
+    sources = list(sources)
+    for source in sources:
+        for name, task in source.tasks.items():
+            if task.label_statistics.get("constant") is not None:
+                known.setdefault(name, task)
+    for source in sources:
+        for name, task in source.tasks.items():
+            if task.label_statistics.get("constant") is None and name in known:
+                task.label_statistics = {
+                    **task.label_statistics, "constant": known[name].translate_constant(task)
+                }  # fmt: skip
+
+
+def check_output(option: str, path: Path) -> None:
     """WrongUseError, before hours of scoring, for a path that cannot be a file."""
     if path.is_dir():
-        raise WrongUseError(f"--output {path} is a folder; name a file in it, such as {path / 'scores.json'}")
+        raise WrongUseError(f"{option} {path} is a folder; name a file in it, such as {path / 'scores.json'}")
     parent = next((each for each in path.absolute().parents if each.exists()), Path("/"))
     if not parent.is_dir():
-        raise WrongUseError(f"--output {path}: {parent} is no folder")
+        raise WrongUseError(f"{option} {path}: {parent} is no folder")
 
 
-def evaluate_all(arguments: argparse.Namespace) -> tuple[dict[str, Scores], list[str], list[str]]:
-    """The scores of all runs, notes on the table, and errors; a run that fails leaves the others alone."""
+@dataclass
+class Evaluation:
+    """Everything that an evaluation has found: of each run its outcome, the comparison of runs, notes and errors."""
+
+    sources: dict[str, Source] = dataclass_field(default_factory=dict)
+    outcomes: dict[str, Outcome] = dataclass_field(default_factory=dict)
+    comparison: dict[str, Any] = dataclass_field(default_factory=dict)
+    notes: list[str] = dataclass_field(default_factory=list)
+    errors: list[str] = dataclass_field(default_factory=list)
+    data: Data | None = None
+    frames: list[Frame] = dataclass_field(default_factory=list)
+    protocol: Protocol | None = None
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        return {run: outcome.scores for run, outcome in self.outcomes.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: `runs`: run -> task -> row; `costs`; `comparison`; `notes`."""
+        costs = {run: outcome.cost for run, outcome in self.outcomes.items() if outcome.cost}
+        return {"runs": self.scores, "costs": costs, "comparison": self.comparison, "notes": self.notes}
+
+
+def evaluate_all(arguments: argparse.Namespace) -> Evaluation:
+    """The scores of all runs; one that fails leaves the others alone."""
     pick_device(arguments.device, "--device")
-    if arguments.output:
-        check_output(arguments.output)
+    for option in ("output", "report"):
+        if getattr(arguments, option):
+            check_output(f"--{option}", getattr(arguments, option))
     given = read_protocol(arguments)
-    runs, errors = load_runs(arguments.runs)
+    runs, names, errors = load_sources([*arguments.runs, *arguments.baseline])
     for error in errors:
         print(f"evaluate: {error}", file=sys.stderr)
+    done = Evaluation(sources=runs, errors=errors)
     if not runs:
-        return {}, [], errors
-    first = next(iter(runs.values()))
-    views = tuple(dict.fromkeys(view for trained in runs.values() for view in trained.split.views))
-    try:
-        data = index_data([arguments.data] if arguments.data else list(first.split.roots), views)
-    except DatasetError as error:
-        raise ValueError(f"{str(error).replace('data.roots', '--data')}") from error
-    protocol = choose_protocol(runs, given)
-    frames, notes = choose_frames(runs, arguments.split, data, arguments.trained_frames == "unknown")
-    frames = frames[: arguments.limit]
+        return done
+    done.data = find_data(runs, arguments.data)
+    done.protocol = choose_protocol(runs, given)
+    frames, notes = choose_frames(runs, arguments.split, done.data, arguments.trained_frames == "unknown")
+    done.frames = frames = frames[: arguments.limit]
+    where = ", ".join(map(str, done.data.roots))
     if not frames:
         reasons = "".join(f"; {note}" for note in notes)
-        raise ValueError(
-            f"no {arguments.split} frames of {', '.join(runs)} in {', '.join(map(str, data.roots))}{reasons}"
-        )
-    results: dict[str, Scores] = {}
-    for name, trained in runs.items():
+        raise ValueError(f"no {arguments.split} frames of {', '.join(runs)} in {where}{reasons}")
+    draws = draw_frames(frames, arguments.draws) if arguments.draws else None
+    for name, source in runs.items():
         try:
-            results[name] = evaluate_run(name, trained, frames, data, protocol, arguments)
+            done.outcomes[name] = evaluate_source(source, frames, done.data, done.protocol, arguments, draws)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             memory = explain_memory(error) or explain_worker_death(error)
             if memory is None and isinstance(error, RuntimeError) and not isinstance(error, WorkerError):
@@ -489,27 +597,62 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[dict[str, Scores], list
             print(f"evaluate: {errors[-1]}", file=sys.stderr)
             continue
         if len(runs) > 1:  # they come one by one, and the last may be hours away
-            tqdm.write(format_table({name: results[name]}), file=sys.stderr)
-        if arguments.output:
-            try:
-                write_json(arguments.output, results)
-            except OSError as error:
-                errors.append(str(error))
-                print(f"evaluate: {error}", file=sys.stderr)
-    tasks = dict.fromkeys(task for scores in results.values() for task in scores)
-    where = ", ".join(map(str, data.roots))
-    steps = ", ".join(f"{name} of step {trained.header.get('step')}" for name, trained in runs.items())
-    about = [
+            tqdm.write(format_table({name: done.outcomes[name].scores}), file=sys.stderr)
+        save(done, arguments)
+    groups = find_groups({name: runs[name].recipe for name in done.outcomes})
+    baselines = [names[path] for path in arguments.baseline if names.get(path) in done.outcomes]
+    results = share_constants({name: outcome.results for name, outcome in done.outcomes.items()}, baselines)
+    if results:
+        done.comparison = {
+            "groups": groups,
+            "skills": average_groups(results, groups),
+            "seeds": summarise_seeds(results, groups),
+            "pairs": compare_pairs(results, groups),
+            "baseline": compare_with_baseline(results, groups, baselines) if baselines else None,
+        }
+    tasks = dict.fromkeys(task for outcome in done.outcomes.values() for task in outcome.scores)
+    steps = ", ".join(f"{name} of step {source.header.get('step')}" for name, source in runs.items())
+    done.notes = [
         f"{arguments.split}: {len(frames)} frames of {where}; weights: {steps}",
-        f"protocol: {describe_protocol(protocol, tasks, data)}; precision {arguments.precision}",
+        f"protocol: {describe_protocol(done.protocol, tasks, done.data)}; precision {arguments.precision}",
+        *(draws.describe() if draws else []),
+        *notes,
     ]
-    return results, [*about, *notes], errors
+    save(done, arguments)
+    return done
+
+
+def find_data(runs: Mapping[str, Source], given: str | None) -> Data:
+    """The frames of the named dataset, else of that of the first run that has one."""
+    splits = [source.split for source in runs.values() if source.split is not None]
+    if given is None and not splits:
+        raise WrongUseError("none of these says which dataset it is about: name it with --data")
+    views = tuple(dict.fromkeys(view for split in splits for view in split.views)) or VIEWS
+    try:
+        return index_data([given] if given else list(splits[0].roots), views)
+    except DatasetError as error:
+        raise ValueError(f"{str(error).replace('data.roots', '--data')}") from error
+
+
+def save(done: Evaluation, arguments: argparse.Namespace) -> None:
+    if arguments.output:
+        try:
+            write_json(arguments.output, done.to_dict())
+        except OSError as error:
+            if str(error) not in done.errors:
+                done.errors.append(str(error))
+                print(f"evaluate: {error}", file=sys.stderr)
 
 
 def main(arguments: argparse.Namespace | None = None) -> int:
     arguments = arguments or read_arguments()
     try:
-        results, notes, errors = evaluate_all(arguments)
+        done = evaluate_all(arguments)
+        if arguments.report and done.outcomes:
+            from pictures.report import write_report
+
+            size = write_report(arguments.report, done, pick_device(arguments.device, "--device"))
+            print(f"report: {arguments.report}, {size / 1e6:.1f} MB", file=sys.stderr)
     except WrongUseError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return WRONG_USE
@@ -517,15 +660,14 @@ def main(arguments: argparse.Namespace | None = None) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         return ERROR
     if arguments.format == "json":
-        print(json.dumps(results, indent=2))
-        print("\n".join(notes), file=sys.stderr)
-    elif results:
-        markdown = arguments.format == "markdown"
-        print(format_table(results, markdown))
-        print("\n".join([""] * markdown + notes))
+        print(json.dumps(make_json_ready(done.to_dict()), indent=2))
+        print("\n".join(done.notes), file=sys.stderr)
+    elif done.outcomes:
+        costs = {run: outcome.cost for run, outcome in done.outcomes.items()}
+        print(format_results(done.scores, done.comparison, costs, done.notes, arguments.format))
         if arguments.details:
-            print(format_details(results))
-    return ERROR if errors else DONE
+            print(format_details(done.scores))
+    return ERROR if done.errors else DONE
 
 
 if __name__ == "__main__":

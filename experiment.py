@@ -3,21 +3,24 @@
 import contextlib
 import hashlib
 import inspect
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import nn
 from tqdm import tqdm
 
-from a2d2.dataset import PreprocessedDataset, index_labels, index_roots
+from a2d2.dataset import Geometry, PreprocessedDataset, index_labels, index_roots
 from a2d2.frames import VIEWS, Frame
 from a2d2.images import read_json, write_json
+from a2d2.predictions import digest_file, holds_predictions
 from a2d2.splits import SPLITS, SUBSETS, split_frames
 from models.bifpn import BiFPN
 from models.densedepth import STRIDES, DenseDepth
@@ -31,6 +34,7 @@ from tasks import TASKS
 from tasks.task import Task
 from training.checkpoint import is_own_weights, load_weights
 from training.record import Record
+from training.run import find_recipe
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ KINDS = {
 
 
 KEPT_STATISTICS = 40  # entries of the file of label statistics in a root
+SAME_PIXEL = 0.5  # pixels that the matrices of one camera may differ
 
 
 class WrongUseError(ValueError):
@@ -377,20 +382,24 @@ def pick_device(name: str, option: str = "train.device") -> torch.device:
     return device
 
 
-@dataclass
-class Trained:
-    """A network from a weights file, in evaluation mode, with the contents of the file's header.
+class Source:
+    """What scores and pictures need to know of where predictions come from: a network, or files.
 
-    `record` is None if the file does not say what the network was trained on.
+    `name`; `tasks`; `split` and `record`, None where it is not known what was trained on; `header`: all that is known
+    beside; `recipe`: see find_recipe.
     """
 
     name: str
-    net: nn.Module
     tasks: dict[str, Task]
-    size: tuple[int, int]
-    split: Split
+    split: Split | None
     record: Record | None
     header: dict[str, Any]
+    recipe: tuple[str, int] | None
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the file with the weights; None if that is not known."""
+        raise NotImplementedError
 
     @property
     def knows_frames(self) -> bool:
@@ -409,8 +418,77 @@ class Trained:
         return values
 
 
-def load_trained_data(trained: Trained, roots: list[str] | None = None) -> Data:
+@dataclass
+class Trained(Source):
+    """A network from a weights file, in evaluation mode, with the contents of the file's header.
+
+    `record` is None if the file does not say what the network was trained on.
+    """
+
+    name: str
+    net: nn.Module
+    tasks: dict[str, Task]
+    size: tuple[int, int]
+    split: Split
+    record: Record | None
+    header: dict[str, Any]
+    path: Path
+    recipe: tuple[str, int] | None = None
+
+    @cached_property
+    def digest(self) -> str | None:
+        return digest_file(self.path)
+
+
+@dataclass
+class Predicted(Source):
+    """A folder of predictions, as predict.py or another program has written it (docs/predictions.md).
+
+    `size`: (width, height) of its maps, and of the pictures that its boxes are in, None if these are no frames of a
+    dataset and each has its own; `cameras`: pinhole matrices by view, as far as it says them; `about`: of each task
+    what its files mean; `header`: the section "predictions" of its dataset.json.
+    """
+
+    name: str
+    folder: Path
+    tasks: dict[str, Task]
+    size: tuple[int, int] | None
+    cameras: dict[str, np.ndarray]
+    about: dict[str, dict[str, Any]]
+    split: Split | None
+    record: Record | None
+    header: dict[str, Any]
+    recipe: tuple[str, int] | None = None
+
+    @property
+    def digest(self) -> str | None:
+        return self.header.get("weights")
+
+    def check_frames(self, frames: Iterable[Frame], data: Data) -> None:
+        """ValueError unless files of these frames can belong to the pictures of `data`: files of a dataset with another
+        field of view have the same names, and would be scored and drawn without a word."""
+        if self.size is None:
+            raise ValueError(f"{self.folder} is about pictures without labels, so there is nothing to score")
+        geometry = Geometry.identity(self.size, data.size)
+        for root, view in dict.fromkeys((frame.root, frame.view) for frame in frames):
+            if view not in self.cameras or view not in data.roots[root].cameras:
+                continue
+            expected, found = geometry.map_camera(self.cameras[view]), data.roots[root].cameras[view]
+            if np.abs(expected - found).max() > SAME_PIXEL:
+                (focal, middle), (own, its) = ((matrix[0, 0], matrix[0, 2]) for matrix in (expected, found))
+                raise ValueError(
+                    f"{self.folder} was predicted on pictures of another field of view than those in {root}: its focal "
+                    f"length is {focal:.1f} pixels, here {own:.1f}, and its centre {middle:.1f}, here {its:.1f}; name "
+                    "its own dataset with --data, or predict this one"
+                )
+
+
+def load_trained_data(trained: Source, roots: list[str] | None = None) -> Data:
     """The frames in the subsets that a run has recorded, or, if its weights have no record, in those of its rule."""
+    if trained.split is None:
+        if not roots:
+            raise WrongUseError(f"{trained.name} does not say which dataset it is about: name it with --data")
+        return index_data(roots, VIEWS)
     if trained.record is None:
         return load_data(trained.split, roots)
     return load_recorded_data(trained.record, trained.split, roots)
@@ -428,6 +506,11 @@ def find_weights(run: Path) -> Path:
     return run
 
 
+def parse_split(content: Mapping[str, Any]) -> Split:
+    """The split in a header, where JSON has made lists of its tuples."""
+    return Split(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
 def load_trained(run: Path, device: torch.device) -> Trained:
     """Build a network from a weights file alone, without the config. ValueError if the file does not fit this code."""
     from training.config import Model
@@ -440,11 +523,59 @@ def load_trained(run: Path, device: torch.device) -> Trained:
         size = tuple(header["input_size"])
         net = build_network(Model(**header["model"]), tasks, size, load_pretrained=False)
         net.load_state_dict(tensors)
-        split = Split(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in header["split"].items()}
-        )
+        split = parse_split(header["split"])
         record = Record.from_dict(header["record"]) if "record" in header else None
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this version of the code: {error}") from error
-    name = path.parent.name if path.name == "best.safetensors" else path.stem
-    return Trained(name, net.to(device).eval(), tasks, size, split, record, header)
+    of_run = path.name == "best.safetensors"
+    name = path.parent.name if of_run else path.stem
+    recipe = find_recipe(path.parent, record) if of_run else None
+    return Trained(name, net.to(device).eval(), tasks, size, split, record, header, path, recipe)
+
+
+def load_predictions(folder: Path) -> Predicted:
+    """A folder of predictions for frames of a preprocessed dataset; ValueError if its dataset.json does not say enough.
+
+    Of predictions of another program only `size` and the `classes` need to be there.
+    """
+    path = Path(folder) / "dataset.json"
+    content = read_json(path)
+    header = content["predictions"]
+    try:
+        size, kinds = content.get("size"), content.get("kinds", {})
+        if size is not None and not (
+            isinstance(size, list) and len(size) == 2 and all(isinstance(each, int) and each > 0 for each in size)
+        ):
+            raise ValueError(f"size is {size}, expected [width, height]")
+        given = header.get("tasks")
+        if given is None:
+            given = {name: {} for name, task in TASKS.items() if task.kind in kinds}
+        if not given:
+            raise ValueError(f"kinds has none of {', '.join(task.kind for task in TASKS.values())}")
+        options = {name: TASKS[name].Options(**own) for name, own in given.items()}
+        tasks = build_tasks(options, header.get("label_statistics"))
+        about = {name: dict(kinds.get(task.kind, {})) for name, task in tasks.items()}
+        cameras = {view: np.array(camera["matrix"]) for view, camera in (content.get("cameras") or {}).items()}
+        if wrong := [view for view, matrix in cameras.items() if matrix.shape != (3, 3)]:
+            raise ValueError(f"the matrix of camera {wrong[0]} is not 3 x 3")
+        split = parse_split(header["split"]) if "split" in header else None
+        record = Record.from_dict(header["record"]) if header.get("record") else None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error} (docs/predictions.md has the format)") from error
+    recipe = tuple(header["recipe"]) if header.get("recipe") else None
+    name = Path(os.path.abspath(folder)).name
+    size = None if size is None else tuple(size)
+    return Predicted(name, Path(folder), tasks, size, cameras, about, split, record, header, recipe)
+
+
+def load_source(path: Path, device: torch.device) -> Trained | Predicted:
+    """A run folder, a weights file or a folder of predictions. ValueError for anything else."""
+    return load_predictions(path) if holds_predictions(path) else load_trained(path, device)
+
+
+def add_source(sources: dict[str, Source], path: Path, device: torch.device) -> str:
+    """Load a source and add it by its name, or by its path if another has that name; returns the name."""
+    source = load_source(path, device)
+    name = source.name if source.name not in sources else str(path)
+    sources[name] = source
+    return name

@@ -1,6 +1,12 @@
-"""Draw frames: image | ground truth | the prediction of each run, one row for each task.
+"""Draw what runs and predictions say: panels, videos and curves.
 
-python visualize.py runs/demo [runs/other ...] [--split val] [--frames scene/view/id ...] [--output runs/demo/panels]
+    python visualize.py runs/demo [runs/other predictions/third ...] [--split test] [--worst 6 --task depth] [--error]
+    python visualize.py predictions/mine                                  # on pictures without labels
+    python visualize.py runs/demo --scene 20200302_111357 --video         # needs: pip install av
+    python visualize.py runs/demo runs/other --curves [--format pdf]      # losses and scores over the steps
+    python visualize.py runs/demo --scene 20200302_111357 --rerun scene.rrd   # needs: pip install rerun-sdk
+
+A panel has the photograph once, then a row for each task: the ground truth, and each run beside it.
 """
 
 import argparse
@@ -8,20 +14,61 @@ import sys
 from pathlib import Path
 
 from a2d2.console import allow_any_text
+from tasks.options import OPTIONS
 from training.arguments import count
 from training.stopping import exit_on_interrupt
 
 DONE, ERROR, WRONG_USE = 0, 1, 2
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+def factor(text: str) -> float:
+    """A number from 0.25 to 10."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.25 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"must be from 0.25 to 10, not {text}")
+    return value
+
+
 def read_arguments() -> argparse.Namespace:
     allow_any_text()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders or weights files")
-    parser.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="frames to draw")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="else: frames of this subset")
-    parser.add_argument("--count", type=count, default=6, help="else: how many of them")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, weights files or folders of predictions")
+    which = parser.add_argument_group("frames").add_mutually_exclusive_group()
+    which.add_argument("--frames", nargs="+", metavar="SCENE/VIEW/ID", help="these frames")
+    which.add_argument("--scene", help="all frames of this scene")
+    which.add_argument("--random", type=count, metavar="N", help="N frames of the subset, drawn by --seed")
+    which.add_argument(
+        "--worst", type=count, metavar="N", help="the N frames on which the first run is worst in --task"
+    )
+    parser.add_argument("--count", type=count, default=6, help="else: so many, evenly spaced (default: 6)")
+    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="val", help="the subset")
+    parser.add_argument("--task", choices=list(OPTIONS), help="for --worst")
+    parser.add_argument("--seed", type=int, default=0, help="for --random")
     parser.add_argument("--data", help="preprocessed dataset (default: that of the first run)")
+    parser.add_argument("--error", action="store_true", help="also draw where segmentation and depth are wrong")
+    parser.add_argument(
+        "--threshold", type=share, default=0.5, help="least score of boxes that are drawn (default: 0.5)"
+    )
+    parser.add_argument("--video", action="store_true", help="one mp4 of the panels of --scene")
+    parser.add_argument("--rate", type=factor, default=5.0, help="frames a second of the video (default: 5)")
+    parser.add_argument("--curves", action="store_true", help="losses and validation scores of the runs, no panels")
+    parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="a recording for the Rerun viewer, no panels")
+    parser.add_argument("--format", choices=["png", "pdf", "svg"], default="png", help="of the pictures")
+    parser.add_argument("--scale", type=factor, default=1.0, help="size; 1 is the width of a page (default: 1)")
     parser.add_argument("--output", type=Path, help="folder for the pictures (default: panels/ in the first run)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser.parse_args()
@@ -32,107 +79,188 @@ if __name__ == "__main__":
     exit_on_interrupt("visualize")
     ARGUMENTS = read_arguments()
 
-import math
+import random
+from collections import Counter
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from tqdm import tqdm
 
-from a2d2.dataset import DatasetError, FrameDataset
+from a2d2.dataset import DatasetError
 from a2d2.frames import Frame, parse_frame
-from a2d2.images import encode_png, write_bytes
-from experiment import Data, Trained, WrongUseError, load_trained, load_trained_data, pick_device
-from tasks.drawing import write_text
+from a2d2.images import write_bytes
+from a2d2.predictions import list_predicted
+from evaluate import choose_protocol, score_frames
+from experiment import Data, Predicted, Source, WrongUseError, add_source, load_trained_data, pick_device
+from pictures.curves import collect_curves, draw_curves, read_log
+from pictures.frames import describe_weights, make_panel, make_predictor, predict_frame
+from pictures.panel import Model, Panel, draw_panel, encode_figure, render_figure
+from pictures.video import check_video_support, write_video
 
-LEAST_WIDTH = 480  # pixels of a field
+
+def list_subset(data: Data, subset: str) -> list[Frame]:
+    """The frames of a subset, or all."""
+    if subset == "all":
+        return sorted({*data.others}.union(*data.subsets.values()))
+    return data.subsets[subset]
 
 
-def choose_frames(data: Data, trained: Trained, arguments: argparse.Namespace) -> list[Frame]:
-    """The named frames, else evenly spaced ones of the subset: of each stretch the frame with the most labels."""
+def choose_frames(data: Data, source: Source, arguments: argparse.Namespace, device: torch.device) -> list[Frame]:
+    """The frames that are asked for, else evenly spaced ones of the subset: of each stretch that with the most labels.
+
+    ValueError if there are none.
+    """
+    where = ", ".join(map(str, data.roots))
     if arguments.frames:
-        available = {frame: frame for members in [*data.subsets.values(), data.others] for frame in members}
+        available = {frame: frame for frame in list_subset(data, "all")}
         wanted = [parse_frame(text) for text in arguments.frames]
         if missing := [str(frame) for frame in wanted if frame not in available]:
-            raise ValueError(f"no image of {', '.join(missing)} in {', '.join(map(str, data.roots))}")
+            raise ValueError(f"no image of {', '.join(missing)} in {where}")
         return [available[frame] for frame in wanted]
-    frames = data.subsets[arguments.split]
+    if arguments.scene:
+        every = list_subset(data, "all")
+        frames = [frame for frame in every if frame.scene == arguments.scene]
+        if not frames:
+            scenes = ", ".join(sorted({frame.scene for frame in every})[:6])
+            raise ValueError(f"no frames of scene {arguments.scene} in {where}; there are {scenes}, ...")
+        return frames
+    frames = list_subset(data, arguments.split)
     if not frames:
         raise ValueError(f"no frames in subset {arguments.split!r}; choose another with --split, or name --frames")
-    labels = {frame: sum(task.has_label(frame) for task in trained.tasks.values()) for frame in frames}
-    count = min(arguments.count, len(frames))
-    groups = np.array_split(np.arange(len(frames)), count)
+    if arguments.random:
+        return sorted(random.Random(arguments.seed).sample(frames, min(arguments.random, len(frames))))
+    if arguments.worst:
+        return find_worst(data, source, frames, arguments.task, arguments.worst, device)
+    labels = {frame: sum(task.has_label(frame) for task in source.tasks.values()) for frame in frames}
+    groups = np.array_split(np.arange(len(frames)), min(arguments.count, len(frames)))
     return [max((frames[index] for index in group), key=labels.get) for group in groups]
 
 
-@torch.no_grad()
-def draw_panel(frame: Frame, data: Data, runs: list[Trained], device: torch.device) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows: the tasks of all runs. Columns: image, ground truth, each run's prediction; a black field where missing.
+def find_worst(
+    data: Data, source: Source, frames: list[Frame], name: str | None, number: int, device: torch.device
+) -> list[Frame]:
+    """The frames with the worst primary metric of a task, by the protocol of the run, the worst first."""
+    if name not in source.tasks:
+        raise WrongUseError(f"--worst needs --task with one of {', '.join(source.tasks)}")
+    task, predictor = source.tasks[name], make_predictor(source, device)
+    protocol = choose_protocol({source.name: source}, {})
+    scored = score_frames(predictor, {name: task}, frames, data, device, 4, 0, lambda: None, protocol)[name]
+    values = zip(scored.frames, scored.metrics.score_frames(), strict=True)
+    ranked = sorted(
+        ((value if task.better == "higher" else -value), frame) for frame, value in values if value is not None
+    )
+    if not ranked:
+        raise ValueError(f"no frame of this subset has a label of {name}")
+    by_name = {str(frame): frame for frame in frames}
+    return [by_name[frame] for _, frame in ranked[:number]]
 
-    The caption of a run says so if it was trained on this frame.
-    """
-    tasks = {name: task for trained in runs for name, task in trained.tasks.items()}
-    # small images are enlarged, so that lines and text on them are sharp
-    enlarge = math.ceil(LEAST_WIDTH / data.size[0])
-    size = (enlarge * data.size[0], enlarge * data.size[1])
-    sample = FrameDataset([frame], data.roots, tasks, size=size)[0]
-    image = sample["image"].permute(1, 2, 0).numpy()
-    predictions = []
-    for trained in runs:
-        given = FrameDataset([frame], data.roots, {}, size=trained.size)[0]["image"][None].to(device)
-        outputs = trained.net(given, dict.fromkeys(trained.tasks))
-        predictions.append({name: trained.tasks[name].predict(output, size) for name, output in outputs.items()})
 
-    nothing = np.zeros_like(image)
-    rows = []
-    for name, task in tasks.items():
-        fields = [write_text(image.copy(), f"{name}  {frame}")]
-        if name in sample["targets"]:
-            fields.append(
-                write_text(task.draw_label(image, sample["targets"][name]), "ground truth", (0, image.shape[0]))
+def draw_pictures(source: Predicted, arguments: argparse.Namespace, output: Path) -> int:
+    """Panels of predictions on pictures without labels; returns their number."""
+    places = list_predicted(source.folder, [task.kind for task in source.tasks.values()])
+    if arguments.random:
+        places = random.Random(arguments.seed).sample(places, min(arguments.random, len(places)))
+    for picture in tqdm(places, desc="draw", unit="picture"):
+        image = picture.read()
+        size = (image.shape[1], image.shape[0])
+        predictions = {}
+        for name, task in source.tasks.items():
+            path = picture.find_file(source.folder, task.kind)
+            if path.is_file():
+                predictions[name] = task.load_prediction(path, source.about[name], size, size)
+        model = Model(source.name, source.tasks, predictions, describe_weights(source))
+        panel = Panel(picture.name, image, [model], source.tasks, labels=False)
+        figure = draw_panel(panel, arguments.threshold, scale=arguments.scale)
+        path = output / f"{picture.place}.{arguments.format}"
+        write_bytes(path, encode_figure(figure, arguments.format))
+    return len(places)
+
+
+def choose_output(arguments: argparse.Namespace) -> Path:
+    first = arguments.runs[0]
+    output = arguments.output or (first if first.is_dir() else first.parent) / "panels"
+    if output.exists() and not output.is_dir():
+        raise WrongUseError(f"--output {output} is a file; name a folder for the pictures")
+    return output
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Draw what is asked for; returns a line that says where it is."""
+    device = pick_device(arguments.device, "--device")
+    if arguments.video and not arguments.scene:
+        raise WrongUseError("--video is of one scene: name it with --scene")
+    if arguments.worst and not arguments.task:
+        raise WrongUseError("--worst needs --task")
+    output = choose_output(arguments)
+    if arguments.curves:
+        folders = list(dict.fromkeys(arguments.runs))
+        names = Counter(folder.name for folder in folders)
+        runs = {
+            folder.name if names[folder.name] == 1 else str(folder): collect_curves(read_log(folder))
+            for folder in folders
+        }
+        path = (arguments.output or arguments.runs[0]) / f"curves.{arguments.format}"
+        write_bytes(path, encode_figure(draw_curves(runs, arguments.scale), arguments.format))
+        return f"curves in {path}"
+    if arguments.video:
+        check_video_support()
+    sources: dict[str, Source] = {}
+    for path in arguments.runs:
+        add_source(sources, path, device)
+    first = next(iter(sources.values()))
+    if isinstance(first, Predicted) and first.size is None:
+        if len(sources) > 1:
+            raise WrongUseError("predictions on pictures without labels are drawn alone")
+        for option in ("frames", "scene", "worst", "video", "rerun", "error"):
+            if getattr(arguments, option):
+                raise WrongUseError(f"--{option} is for frames of a dataset; {first.name} is about other pictures")
+        number = draw_pictures(first, arguments, output)
+        return f"{number} pictures in {output}"
+    try:
+        data = load_trained_data(first, [arguments.data] if arguments.data else None)
+    except DatasetError as error:
+        raise ValueError(str(error).replace("data.roots", "--data")) from error
+    for name, source in sources.items():
+        if not source.knows_frames:
+            print(
+                f"visualize: {name} does not say which frames it was trained on; these may be among them",
+                file=sys.stderr,
             )
-        else:
-            fields.append(write_text(nothing.copy(), "no label"))
-        for trained, prediction in zip(runs, predictions, strict=True):
-            drawn = nothing.copy()
-            if name in prediction:
-                drawn = trained.tasks[name].draw(image, prediction[name][0])
-            seen = trained.record is not None and str(frame) in trained.record.trained
-            caption = f"{trained.name}, trained on this frame" if seen else trained.name
-            fields.append(write_text(drawn, caption, (0, image.shape[0])))
-        rows.append(np.concatenate(fields, axis=1))
-    return np.concatenate(rows, axis=0)
+    frames = choose_frames(data, first, arguments, device)
+    for source in sources.values():
+        if isinstance(source, Predicted):
+            source.check_frames(frames, data)
+    if arguments.rerun:
+        from pictures.recording import write_recording
+
+        number = write_recording(arguments.rerun, frames, data, sources, lambda s, f: predict_frame(s, f, data, device))
+        return f"{number} frames in {arguments.rerun}"
+    panels = (make_panel(frame, data, sources, device) for frame in tqdm(frames, desc="draw", unit="frame"))
+    drawn = (
+        (panel, draw_panel(panel, arguments.threshold, arguments.error, arguments.scale, steady=arguments.video))
+        for panel in panels
+    )
+    if arguments.video:
+        path = output / f"{arguments.scene}.mp4"
+        number = write_video(path, (render_figure(figure) for _, figure in drawn), arguments.rate)
+        return f"{number} frames in {path}"
+    for place, (panel, figure) in enumerate(drawn, 1):
+        rank = f"worst{place:02d}_{arguments.task}_" if arguments.worst else ""
+        path = output / f"{rank}{panel.title.replace('/', '_')}.{arguments.format}"
+        write_bytes(path, encode_figure(figure, arguments.format))
+    return f"pictures in {output}"
 
 
 def main(arguments: argparse.Namespace | None = None) -> int:
     arguments = arguments or read_arguments()
     try:
-        device = pick_device(arguments.device, "--device")
-        runs = [load_trained(run, device) for run in arguments.runs]
-        try:
-            data = load_trained_data(runs[0], [arguments.data] if arguments.data else None)
-        except DatasetError as error:
-            raise ValueError(str(error).replace("data.roots", "--data")) from error
-        for trained in runs:
-            if not trained.knows_frames:
-                print(
-                    f"visualize: {trained.name} does not say which frames it was trained on; these may be among them",
-                    file=sys.stderr,
-                )
-        first = arguments.runs[0]
-        output = arguments.output or (first if first.is_dir() else first.parent) / "panels"
-        if output.exists() and not output.is_dir():
-            raise WrongUseError(f"--output {output} is a file; name a folder for the pictures")
-        for frame in tqdm(choose_frames(data, runs[0], arguments), desc="draw", unit="frame"):
-            path = output / f"{str(frame).replace('/', '_')}.png"
-            write_bytes(path, encode_png(draw_panel(frame, data, runs, device)))
+        print(run(arguments))
     except WrongUseError as error:
         print(f"visualize: {error}", file=sys.stderr)
         return WRONG_USE
     except (OSError, ValueError) as error:
         print(f"visualize: {error}", file=sys.stderr)
         return ERROR
-    print(f"pictures in {output}")
     return DONE
 
 

@@ -179,6 +179,26 @@ def load_grouping(name: str) -> Grouping:
     raise ValueError(f"no grouping {name!r}: choose 'all' (38 classes) or 'paper' (19)")
 
 
+def map_classes(names: tuple[str, ...], grouping: Grouping) -> UInt8[np.ndarray, "256"]:
+    """Table from ids of classes with these names to ids of a grouping.
+
+    A name is one of the grouping's own, or one of the 38 classes, which the grouping merges. What the grouping ignores
+    is IGNORE, and so is an id without a name. ValueError for a name of neither, and if a class of the grouping is
+    among none of them.
+    """
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    for index, name in enumerate(names):
+        if name in grouping.names:
+            table[index] = grouping.names.index(name)
+        elif name in CLASSES:
+            table[index] = grouping.table[CLASSES.index(name)]
+        else:
+            raise ValueError(f"no class {name!r} among {', '.join(grouping.names)}")
+    if missing := [name for index, name in enumerate(grouping.names) if index not in table]:
+        raise ValueError(f"the classes {', '.join(missing)} are never predicted")
+    return table
+
+
 # by frequency in A2D2 (docs/a2d2-format.md, section 6.3)
 OBJECT_CLASSES = (
     "Car",

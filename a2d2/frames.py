@@ -33,7 +33,14 @@ DERIVED_KINDS = {
     "boxes": ("boxes", "json"),
     "steering": ("steering", "json"),
 }
-_KINDS = RAW_KINDS | DERIVED_KINDS
+# beside predictions, how sure they are (docs/predictions.md)
+CONFIDENCE_KINDS = {
+    "segmentation_confidence": ("segmentationconfidence", "png"),
+    "depth_confidence": ("depthconfidence", "png"),
+    "boxes_confidence": ("boxesconfidence", "json"),
+    "steering_confidence": ("steeringconfidence", "json"),
+}
+_KINDS = RAW_KINDS | DERIVED_KINDS | CONFIDENCE_KINDS
 
 
 @dataclass(frozen=True, order=True)

@@ -12,26 +12,53 @@ the size.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import batched_nms, box_iou, sigmoid_focal_loss
 
-from a2d2.classes import OBJECT_CLASSES, OBJECT_GROUPINGS, find_object_class, object_colour
+from a2d2.classes import OBJECT_CLASSES, OBJECT_GROUPINGS, find_object_class
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
+from a2d2.images import encode_json
 from models.heads import DenseDetectionHead, DetectionOutput, count_cells, locate_cells
 from models.thesis import CELL, BoxGridHead, BoxGridOutput
-from tasks.drawing import write_text
-from tasks.options import DetectionOptions, DetectionProtocol
+from tasks.box_scores import (
+    RECALLS,
+    THRESHOLDS,
+    ImageBoxes,
+    match_images,
+    measure_calibration,
+    measure_overlaps,
+    measure_precision,
+    split_errors,
+    trace_precision,
+)
+from tasks.drawing import (
+    FALSE,
+    FOUND,
+    IGNORED_COLOR,
+    MISSED,
+    TRUTH,
+    Entry,
+    View,
+    draw_box,
+    place_labels,
+    show_image,
+    write_label,
+)
+from tasks.options import DetectionOptions, DetectionProtocol, TaskProtocol
 from tasks.task import Metrics, Task, load_json
 
 PADDING, IGNORED = -1, -2  # classes of rows of a target that are no box, and of ignored boxes
@@ -314,8 +341,23 @@ class GridBoxCoder(BoxCoder):
 BOX_CODERS: dict[str, type[BoxCoder]] = {"dense": DenseBoxCoder, "grid": GridBoxCoder}
 
 
+STYLES = {  # of boxes in pictures: colour, and whether the line is dashed
+    "ground truth": (TRUTH, False),
+    "predicted": (FOUND, False),
+    "found": (FOUND, False),
+    "false": (FALSE, False),
+    "missed": (MISSED, True),
+    "ignored": (IGNORED_COLOR, False),
+}
+SIZES = ("small", "medium", "large")  # COCO's, of an area under 32 x 32 and 96 x 96 pixels
+
+
 class DetectionMetrics(Metrics):
-    """`ap` (0.5:0.95), `ap50`, `ap75` and `ap/<class>`, as COCO defines them; None where the labels have no box.
+    """`ap` (0.5:0.95), `ap50`, `ap75`, `ap/<class>`, `ap_<size>` and `ar100`, as COCO defines them; None where the
+    labels have no box.
+
+    `ece`: calibration error of the scores, see measure_calibration; `errors/<kind>`: how many, and `loss/<kind>`: what
+    they cost in AP50, see split_errors.
 
     `best_iou`: the thesis's "mean best IoU", only for comparison with its tables. In an image with n boxes, the n
     top-scoring predictions are used; the IoU of a box is the best with any of them, of whatever class; the mean is over
@@ -325,59 +367,112 @@ class DetectionMetrics(Metrics):
 
     def __init__(self, names: tuple[str, ...], protocol: DetectionProtocol):
         self.names, self.protocol = names, protocol
-        # COCO's own thresholds, in double precision: the library's default ones are rounded to float32
-        self.average = MeanAveragePrecision(
-            backend="faster_coco_eval",
-            class_metrics=True,
-            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
-            rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
-            sync_on_compute=False,  # else one rank that computes would wait for all others
-        )
-        self.average.warn_on_many_detections = False
-        self.best_ious: list[float] = []
+        self.images: list[ImageBoxes] = []
 
     def update(self, prediction: list[dict[str, Tensor]], target: Target) -> None:
+        target = {name: value.cpu() for name, value in target.items()}
         for row, image_prediction in enumerate(prediction):
-            boxes = image_prediction["boxes"].cpu()
-            predicted = {key: image_prediction[key].cpu()[self._are_large(boxes)] for key in image_prediction}
-            truth_boxes, classes = target["boxes"][row].cpu(), target["classes"][row].cpu()
-            known, visible = target["known"][row].cpu(), target["visible"][row].cpu()
+            found = {name: value.cpu() for name, value in image_prediction.items()}
+            found = {name: value[self._are_large(found["boxes"])] for name, value in found.items()}
+            boxes, classes, known = (target[name][row] for name in ("boxes", "classes", "known"))
             wanted, foreign = known >= 0, (classes != PADDING) & (known < 0)
-            scored = wanted & self._are_large(truth_boxes) & (visible >= self.protocol.min_visible)
+            scored = wanted & self._are_large(boxes) & (target["visible"][row] >= self.protocol.min_visible)
             # a box of unknown class may contain any object, so it is a crowd of every class
             every = torch.arange(len(self.names)).repeat_interleave(int(foreign.sum()))
-            truth = {
-                "boxes": torch.cat([truth_boxes[wanted], truth_boxes[foreign].repeat(len(self.names), 1)]),
-                "labels": torch.cat([known[wanted], every]),
-                "iscrowd": torch.cat([(~scored[wanted]).long(), torch.ones_like(every)]),
-            }
-            self.average.update([predicted], [truth])
-            boxes = truth_boxes[scored]
-            if len(boxes):
-                top_scoring = predicted["boxes"][predicted["scores"].argsort(descending=True)[: len(boxes)]]
-                overlaps = box_iou(boxes, top_scoring)
-                self.best_ious.append(float(overlaps.amax(dim=1).mean()) if len(top_scoring) else 0.0)
+            self.images.append(
+                ImageBoxes(
+                    found["boxes"].numpy(),
+                    found["scores"].numpy(),
+                    found["labels"].numpy(),
+                    torch.cat([boxes[wanted], boxes[foreign].repeat(len(self.names), 1)]).numpy(),
+                    torch.cat([known[wanted], every]).numpy(),
+                    torch.cat([~scored[wanted], torch.ones_like(every, dtype=torch.bool)]).numpy(),
+                )
+            )
 
     def _are_large(self, boxes: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:
         """Whether both sides are as long as the protocol asks for."""
         return ((boxes[:, 2:] - boxes[:, :2]) >= self.protocol.min_size).all(dim=1)
 
     def merge(self, other: "DetectionMetrics") -> None:
-        # by hand, because the library does not merge this metric
-        for name, state in other.average.metric_state.items():
-            getattr(self.average, name).extend(state)
-        self.best_ious += other.best_ious
+        self.images += other.images
 
     def compute(self) -> dict[str, float | None]:
-        if not self.best_ious:
+        best_ious = [value for value in map(_measure_best_iou, self.images) if value is not None]
+        if not best_ious:
             return {"ap": None, "ap50": None, "ap75": None, "best_iou": None}
-        result = self.average.compute()
-        scores = {"ap": result["map"], "ap50": result["map_50"], "ap75": result["map_75"]}
+        result = self._average_precision()
+        found = {"ap": result["map"], "ap50": result["map_50"], "ap75": result["map_75"]}
         by_class = zip(result["classes"].reshape(-1).tolist(), result["map_per_class"].reshape(-1), strict=True)
-        scores |= {f"ap/{self.names[index]}": value for index, value in by_class}
+        found |= {f"ap/{self.names[index]}": value for index, value in by_class}
+        found |= {f"ap_{size}": result[f"map_{size}"] for size in SIZES} | {"ar100": result["mar_100"]}
         # the library returns -1 where there is no ground truth
-        scores = {name: None if float(value) < 0 else float(value) for name, value in scores.items()}
-        return scores | {"best_iou": float(np.mean(self.best_ious))}
+        scores = {name: None if float(value) < 0 else float(value) for name, value in found.items()}
+        matches = match_images(self.images, THRESHOLDS[:1])
+        shown = ~matches.ignored[0]
+        scores["ece"] = measure_calibration(matches.score[shown], matches.correct[0, shown])
+        for kind, error in split_errors(self.images, len(self.names)).items():
+            scores |= {f"errors/{kind}": error["count"], f"loss/{kind}": error["loss"]}
+        return scores | {"best_iou": float(np.mean(best_ious))}
+
+    def _average_precision(self) -> dict[str, Tensor]:
+        # COCO's own thresholds, in double precision: the library's default ones are rounded to float32
+        average = MeanAveragePrecision(
+            backend="faster_coco_eval",
+            class_metrics=True,
+            iou_thresholds=THRESHOLDS.tolist(),
+            rec_thresholds=RECALLS.tolist(),
+            sync_on_compute=False,  # else one rank that computes would wait for all others
+        )
+        average.warn_on_many_detections = False
+        for image in self.images:
+            predicted = {"boxes": image.boxes, "scores": image.scores, "labels": image.labels}
+            truth = {"boxes": image.truth, "labels": image.classes, "iscrowd": image.ignored.astype(np.int64)}
+            average.update(
+                [{name: torch.from_numpy(value) for name, value in predicted.items()}],
+                [{name: torch.from_numpy(value) for name, value in truth.items()}],
+            )
+        return average.compute()
+
+    def score_frames(self) -> list[float | None]:
+        scores = []
+        for image in self.images:
+            each = measure_precision(match_images([image]), len(self.names))[0]
+            scores.append(float(np.nanmean(each)) if np.isfinite(each).any() else None)
+        return scores
+
+    def resample(self, counts: Float64[np.ndarray, "R n"]) -> Float64[np.ndarray, " R"]:
+        each = measure_precision(match_images(self.images), len(self.names), counts)
+        known = np.isfinite(each)
+        sums = np.where(known, each, 0.0).sum(axis=1)
+        return np.divide(sums, known.sum(axis=1), out=np.full(len(counts), np.nan), where=known.any(axis=1))
+
+    def describe(self) -> dict[str, Any]:
+        """`precision`: of each class that occurs, at IoU 0.5 and the recalls 0, 0.01 ... 1."""
+        matches = match_images(self.images, THRESHOLDS[:1])
+        once = np.ones((1, max(len(self.images), 1)))
+        curves = {}
+        for label, name in enumerate(self.names):
+            own = np.flatnonzero(matches.label == label)
+            own = own[np.argsort(-matches.score[own], kind="stable")]
+            truths = np.array([float((matches.truth_class == label).sum())])
+            if truths[0]:
+                curve = trace_precision(
+                    once, matches.image[own], matches.correct[0, own], matches.ignored[0, own], truths
+                )
+                curves[name] = curve[0].round(4).tolist()
+        return {"precision": curves}
+
+
+def _measure_best_iou(image: ImageBoxes) -> float | None:
+    boxes = image.truth[~image.ignored]
+    if not len(boxes):
+        return None
+    top_scoring = image.boxes[np.argsort(-image.scores, kind="stable")[: len(boxes)]]
+    if not len(top_scoring):
+        return 0.0
+    overlaps = measure_overlaps(boxes, top_scoring, np.zeros(len(top_scoring), dtype=bool))
+    return float(overlaps.max(axis=1).mean())
 
 
 class Detection(Task):
@@ -392,8 +487,14 @@ class Detection(Task):
 
     name: ClassVar[str] = "detection"
     kind: ClassVar[str] = "boxes"
+    confidence_kind: ClassVar[str] = "boxes_confidence"
     primary_metric: ClassVar[str] = "ap"
     better: ClassVar[str] = "higher"
+    group_titles: ClassVar[Mapping[str, str]] = {
+        "ap": "AP by class",
+        "errors": "number of errors of each kind (TIDE)",
+        "loss": "AP50 lost by each kind of error (TIDE)",
+    }
     learns_from_empty: ClassVar[bool] = True  # all of it is background
     labels_for_statistics: ClassVar[int] = 2000  # small files, and frames with too many boxes are to be reported
     Options = DetectionOptions
@@ -517,37 +618,221 @@ class Detection(Task):
             predictions.append({"boxes": found[kept] * scale, "scores": best[kept], "labels": label[kept]})
         return predictions
 
-    def list_classes(self, classes: str | dict[str, tuple[str, ...]]) -> dict[str, set[int | None]]:
-        groups = OBJECT_GROUPINGS[classes] if isinstance(classes, str) else classes
-        return {group: {find_object_class(member) for member in members} for group, members in groups.items()}
+    @property
+    def members(self) -> dict[str, set[int | None]]:
+        """Group -> the object classes in it."""
+        return {
+            name: {index for index, group in enumerate(self.group_of) if group == place}
+            for place, name in enumerate(self.names)
+        }
+
+    def find_conflict(self, protocol: TaskProtocol) -> str | None:
+        given = getattr(protocol, "classes", None)
+        wanted = self.options.classes if given is None else given
+        scorer = type(self)(self.options.model_copy(update={"classes": wanted}))
+        if self._map_groups(self.members, scorer) is None:
+            return f"its classes are {self.options.classes}, and {wanted} is scored"
+        return None
+
+    @staticmethod
+    def _map_groups(own: Mapping[str, set[int | None]], scorer: "Detection") -> list[int] | None:
+        """Of each own group the group of `scorer` it belongs to, -1 if to none; None if one belongs to several, or if
+        the own groups lack a class that is scored."""
+        table = []
+        for members in own.values():
+            groups = {-1 if member is None else scorer.group_of[member] for member in members}
+            if len(groups) != 1:
+                return None
+            table.append(groups.pop())
+        scored = {member for member, group in enumerate(scorer.group_of) if group >= 0}
+        return table if scored <= set().union(*own.values()) else None
+
+    def translate(self, prediction: list[dict[str, Tensor]], scorer: "Detection") -> list[dict[str, Tensor]]:
+        """What belongs to none of the classes of `scorer` is left out."""
+        if scorer.group_of == self.group_of:
+            return prediction
+        return [self._translate_image(each, self.members, scorer) for each in prediction]
+
+    @classmethod
+    def _translate_image(
+        cls, found: dict[str, Tensor], own: Mapping[str, set[int | None]], scorer: "Detection"
+    ) -> dict[str, Tensor]:
+        table = torch.tensor(cls._map_groups(own, scorer), device=found["labels"].device)
+        labels = table[found["labels"]]
+        return {name: value[labels >= 0] for name, value in (found | {"labels": labels}).items()}
+
+    def describe_files(self) -> dict[str, Any]:
+        """`classes`: group -> the classes of A2D2 in it; a box has the name of its group."""
+        groups: dict[str, list[str]] = {name: [] for name in self.names}
+        for index, group in enumerate(self.group_of):
+            if group >= 0:
+                groups[self.names[group]].append(OBJECT_CLASSES[index])
+        return {"classes": groups}
+
+    def find_file_conflict(self, about: Mapping[str, Any]) -> str | None:
+        try:
+            groups = {
+                name: [(member, find_object_class(member)) for member in own] for name, own in about["classes"].items()
+            }
+        except (KeyError, AttributeError):
+            return "its dataset.json does not say which `classes` of boxes there are"
+        if unknown := [name for members in groups.values() for name, index in members if index is None]:
+            return f"no class {unknown[0]!r} among {', '.join(OBJECT_CLASSES)}"
+        if self._map_groups({name: {index for _, index in members} for name, members in groups.items()}, self) is None:
+            return f"its classes are {about['classes']}, and {self.options.classes} is scored"
+        return None
+
+    def find_categories(self, box: Mapping[str, Any]) -> list[tuple[int, bool]]:
+        """The classes a labelled box stands for, each with whether it is a crowd: of unknown class it is one of all."""
+        found = find_object_class(box["class"])
+        group = -1 if found is None else self.group_of[found]
+        return [(group, False)] if group >= 0 else [(each, True) for each in range(len(self.names))]
+
+    def encode_prediction(self, prediction: dict[str, Tensor]) -> bytes:
+        """The boxes, the top-scoring first, each with `box`, `class` and `score`."""
+        order = prediction["scores"].argsort(descending=True, stable=True).tolist()
+        boxes, scores, labels = (prediction[name].tolist() for name in ("boxes", "scores", "labels"))
+        return encode_json(
+            {"boxes": [{"box": boxes[row], "class": self.names[labels[row]], "score": scores[row]} for row in order]}
+        )
+
+    def load_prediction(
+        self, path: Path, about: Mapping[str, Any], size: tuple[int, int], own: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """In the classes of this task; boxes of other classes are left out."""
+        content = load_json(path, "boxes")
+        if content is None:
+            raise FileNotFoundError(f"there is no {path}")
+        groups = {name: {find_object_class(member) for member in members} for name, members in about["classes"].items()}
+        names = list(groups)
+        try:
+            found = {
+                "boxes": torch.tensor([each["box"] for each in content["boxes"]], dtype=torch.float32).view(-1, 4),
+                "scores": torch.tensor([each["score"] for each in content["boxes"]], dtype=torch.float32),
+                "labels": torch.tensor([names.index(each["class"]) for each in content["boxes"]], dtype=torch.int64),
+            }
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: a box needs box, class and score, and one has not ({error!r})") from error
+        if not all(value.isfinite().all() for value in found.values()):
+            raise ValueError(f"{path} has a box or score that is not finite")
+        if (turned := (found["boxes"][:, 2:] < found["boxes"][:, :2]).any(dim=1)).any():
+            box = found["boxes"][turned][0].tolist()
+            raise ValueError(f"{path} has the box {box}, whose edges are not x1 <= x2, y1 <= y2 (no width and height)")
+        if (outside := (found["scores"] < 0) | (found["scores"] > 1)).any():
+            raise ValueError(f"{path} has the score {found['scores'][outside][0]:g}, which is not from 0 to 1")
+        found["boxes"] = found["boxes"] * torch.tensor([size[0] / own[0], size[1] / own[1]] * 2)
+        return self._translate_image(found, groups, self)
+
+    def batch_predictions(self, predictions: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        return predictions
+
+    hub_tag: ClassVar[str] = "object-detection"
+
+    def export_names(self) -> dict[str, str]:
+        suppressed = f"keep those above {self.options.score_threshold:g}, suppress by class above IoU "
+        return {
+            "boxes": "float32 (batch, L, 4): edges x1, y1, x2, y2 in pixels of the input, all locations",
+            "scores": "float32 (batch, L, classes): the classes are listed under files; "
+            f"{suppressed}{self.options.nms_threshold:g}, and keep {DETECTIONS} a picture",
+        }
+
+    def export_output(self, output: Any, size: tuple[int, int]) -> dict[str, Tensor]:
+        boxes, scores = self.box_coder.decode(output)
+        height, width = output.size
+        edges = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+        return {"boxes": edges, "scores": scores}
+
+    def encode_confidence(
+        self, output: Any, mirrored: Any, prediction: list[dict[str, Tensor]], size: tuple[int, int]
+    ) -> list[bytes]:
+        """JSON: `scores`, in the order of the boxes in their file."""
+        scores = (each["scores"].sort(descending=True, stable=True).values.tolist() for each in prediction)
+        return [encode_json({"scores": row}) for row in scores]
 
     def metrics(self, protocol: DetectionProtocol | None = None) -> DetectionMetrics:
         return DetectionMetrics(self.names, protocol or DetectionProtocol())
 
-    def _draw_box(self, picture: np.ndarray, box: list[float], color: tuple[int, int, int], text: str) -> None:
-        x1, y1, x2, y2 = (round(value) for value in box)
-        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), color, max(1, picture.shape[0] // 320), cv2.LINE_AA)
-        if text and y2 - y1 > picture.shape[0] / 8:  # on a small box the text would hide the object
-            write_text(picture, text, (x1, y1), color)
+    def draw(self, axes: Axes, view: View, prediction: Any = None, target: Target | None = None) -> None:
+        """Ground truth: its boxes, ignored ones thin and gray. A prediction, of boxes with a score of the view's
+        threshold or more: those that are found, false, and, dashed, the missed ones; without ground truth all alike.
 
-    def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: dict[str, Tensor]) -> UInt8[np.ndarray, "H W 3"]:
-        """Boxes with a score of 0.3 or more, the top-scoring on top."""
-        picture = image.copy()
-        order = prediction["scores"].argsort()
-        for row in order.tolist():
-            label, score = int(prediction["labels"][row]), float(prediction["scores"][row])
-            if score >= 0.3:
-                self._draw_box(
-                    picture, prediction["boxes"][row].tolist(), object_colour(label), f"{self.names[label]} {score:.2f}"
-                )
-        return picture
+        A box is found if it has a box of its class to itself with an IoU of 0.5 or more.
+        """
+        show_image(axes, view)
+        metrics = DetectionMetrics(self.names, DetectionProtocol(min_size=0.0, min_visible=0.0))
+        ours = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+        if prediction is not None:
+            ours = {name: value[prediction["scores"] >= view.threshold] for name, value in prediction.items()}
+            view.shown["predicted" if target is None else "found"] = None  # the key says so where there is none, too
+        if target is None:
+            self._draw_boxes(axes, view, [(ours, row, "predicted") for row in range(len(ours["boxes"]))])
+            return
+        metrics.update([ours], self.collate([target]))
+        (image,) = metrics.images
+        # what training and the usual protocol ignore is neither found nor missed
+        small = (target["classes"] == IGNORED)[target["known"] >= 0].numpy()
+        ignored = image.ignored.copy()
+        ignored[: len(small)] |= small
+        image = replace(image, ignored=ignored)
+        truth = {"boxes": torch.from_numpy(image.truth), "labels": torch.from_numpy(image.classes)}
+        rows = np.flatnonzero(~ignored).tolist()
+        unseen = [(truth, row, "ignored") for row in np.flatnonzero(ignored).tolist()]
+        if prediction is None:
+            self._draw_boxes(axes, view, unseen + [(truth, row, "ground truth") for row in rows])
+            return
+        matches = match_images([image], THRESHOLDS[:1])
+        found = set(matches.row[matches.row >= 0].tolist())
+        drawn = unseen + [(truth, row, "missed") for row in rows if row not in found]
+        for place, row in enumerate(matches.index.tolist()):
+            if not matches.ignored[0, place]:
+                drawn.append((ours, row, "found" if matches.correct[0, place] else "false"))
+        self._draw_boxes(axes, view, drawn)
 
-    def draw_label(self, image: UInt8[np.ndarray, "H W 3"], target: Target) -> UInt8[np.ndarray, "H W 3"]:
-        """The boxes; ignored ones in gray, without text."""
-        picture = image.copy()
-        for box, label in zip(target["boxes"].tolist(), target["classes"].tolist(), strict=True):
-            if label == IGNORED:
-                self._draw_box(picture, box, (150, 150, 150), "")
-            elif label != PADDING:
-                self._draw_box(picture, box, object_colour(label), self.names[label])
-        return picture
+    def _draw_boxes(self, axes: Axes, view: View, drawn: list[tuple[dict[str, Tensor], int, str]]) -> None:
+        """Each: boxes, the row of one, and what it is, one of STYLES."""
+        labels = []
+        for boxes, row, name in drawn:
+            color, dashed = STYLES[name]
+            box = boxes["boxes"][row].tolist()
+            thin = name == "ignored"
+            draw_box(axes, box, color, dashed, 0.6 if thin else 1.1)
+            view.shown[name] = None
+            if not thin:
+                text = self.names[int(boxes["labels"][row])]
+                score = float(boxes["scores"][row]) if "scores" in boxes else 2.0
+                labels.append((score, box, f"{text} {score:.2f}" if "scores" in boxes else text, color))
+        labels.sort(key=lambda label: -label[0])  # where there is no room for all, the top-scoring are written
+        size = view.text * 0.75
+        places = place_labels(view, [label[1] for label in labels], [label[2] for label in labels], size)
+        for (_, _, text, color), place in zip(labels, places, strict=True):
+            if place is not None:
+                write_label(axes, view, place, text, color, size)
+        axes.set_xlim(0, view.size[0])
+        axes.set_ylim(view.size[1], 0)
+
+    def record(self, prediction: Any = None, target: Target | None = None, camera: Any = None) -> list[tuple[str, Any]]:
+        """Boxes with their classes, predicted ones with their scores."""
+        import rerun
+
+        if prediction is None:
+            kept = target["classes"] >= 0
+            boxes, names = target["boxes"][kept], [self.names[label] for label in target["classes"][kept].tolist()]
+            color = TRUTH
+        else:
+            boxes, color = prediction["boxes"], FOUND
+            pairs = zip(prediction["labels"].tolist(), prediction["scores"].tolist(), strict=True)
+            names = [f"{self.names[label]} {score:.2f}" for label, score in pairs]
+        red, green, blue = (round(255 * part) for part in to_rgb(color))
+        edges = boxes.cpu().numpy()
+        shown = rerun.Boxes2D(array=edges, array_format=rerun.Box2DFormat.XYXY, labels=names, colors=[red, green, blue])
+        return [("camera/boxes", shown)]
+
+    def list_key(self, view: View) -> list[Entry]:
+        shown = view.shown
+        if view.steady:
+            shown = {name: STYLES[name] for name in STYLES if view.labels != (name == "predicted")}
+        entries = [Entry(name, *STYLES[name]) for name in STYLES if name in shown]
+        if {"found", "false", "missed"} & shown.keys():
+            note = f"score {view.threshold:g} or more; found: IoU of 0.5 or more with a box of its class"
+            return [*entries, Entry(note)]
+        return [*entries, Entry(f"score {view.threshold:g} or more")] if "predicted" in shown else entries

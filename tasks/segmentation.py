@@ -1,21 +1,25 @@
 """Semantic segmentation, a class for every pixel; primary metric mIoU over the classes that occur in the labels."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from a2d2.classes import IGNORE, load_grouping
+from a2d2.classes import IGNORE, load_grouping, map_classes
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
+from a2d2.images import encode_npy, encode_png
 from models.heads import MapHead
-from tasks.drawing import blend
+from tasks.drawing import FALSE, Entry, View, show_map, write_note
 from tasks.options import SegmentationOptions, TaskProtocol
 from tasks.task import Metrics, Task, load_file, widen
 
@@ -67,42 +71,76 @@ def _any_order() -> Iterator[None]:
         torch.use_deterministic_algorithms(strict, warn_only=warn)
 
 
+def measure_mean_iou(regions: Float64[np.ndarray, "R 3 C"]) -> Float64[np.ndarray, " R"]:
+    """Of each row the mean IoU over the classes that are labelled in it, from the numbers of pixels that are right,
+    labelled and predicted; NaN where nothing is labelled."""
+    right, labelled, predicted = regions.transpose(1, 0, 2)
+    values = right / np.maximum(labelled + predicted - right, 1)
+    occurring = (labelled > 0).sum(axis=1)
+    sums = np.where(labelled > 0, values, 0.0).sum(axis=1)
+    return np.divide(sums, occurring, out=np.full(len(regions), np.nan), where=occurring > 0)
+
+
 class SegmentationMetrics(Metrics):
-    """`miou`: mean over the classes of the grouping that occur in the labels; `iou/<class>`; `pixel_accuracy`."""
+    """`miou`: mean over the classes of the grouping that occur in the labels; `iou/<class>`; `pixel_accuracy`.
+
+    A predicted id that is no class of the grouping is wrong, whatever the label.
+    """
 
     def __init__(self, names: tuple[str, ...]):
         self.names = names
-        # without `sync_on_compute` one rank that computes would wait for all others
-        self.jaccard = MulticlassJaccardIndex(
-            len(names), ignore_index=IGNORE, average="none", validate_args=False, sync_on_compute=False
-        )
+        self.confusion = np.zeros((len(names), len(names) + 1), dtype=np.int64)  # the last column is no class
+        self.regions: list[np.ndarray] = []  # of each row uint32 (3, C): pixels that are right, labelled, predicted
 
     def update(self, prediction: UInt8[Tensor, "B H W"], target: UInt8[Tensor, "B H W"]) -> None:
+        size = len(self.names) + 1
+        # the library counts in one class more, for predictions that are none
         with _any_order():
-            self.jaccard.to(prediction.device).update(prediction, target)
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.jaccard.cpu()  # another process has no use for a tensor on this one's GPU
-        return self.__dict__
+            for row, wanted in zip(prediction.clamp(max=size - 1), target, strict=True):
+                counts = multiclass_confusion_matrix(row, wanted, size, ignore_index=IGNORE, validate_args=False)
+                matrix = counts.cpu().numpy()[:-1]
+                self.confusion += matrix
+                regions = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)[:-1]
+                self.regions.append(np.stack(regions).astype(np.uint32))
 
     def merge(self, other: "SegmentationMetrics") -> None:
-        if other.jaccard.update_called:  # and so is that of the merged one
-            other.jaccard.merge_state({"confmat": self.jaccard.confmat.to(other.jaccard.device)})
-            self.jaccard = other.jaccard
+        self.confusion += other.confusion
+        self.regions += other.regions
 
     def compute(self) -> dict[str, float | None]:
-        confusion = self.jaccard.confmat
-        occurs = (confusion.sum(dim=1) > 0).tolist()
-        if not any(occurs):
+        labelled = self.confusion.sum(axis=1)
+        right = self.confusion.diagonal()
+        if not labelled.any():
             return {"miou": None, "pixel_accuracy": None}
-        values = self.jaccard.compute().tolist()
+        values = right / np.maximum(labelled + self.confusion[:, :-1].sum(axis=0) - right, 1)
         scores: dict[str, float | None] = {
-            "miou": float(np.mean([value for value, there in zip(values, occurs, strict=True) if there])),
-            "pixel_accuracy": float(confusion.diag().sum() / confusion.sum()),
+            "miou": float(values[labelled > 0].mean()),
+            "pixel_accuracy": float(right.sum() / labelled.sum()),
         }
-        for name, value, there in zip(self.names, values, occurs, strict=True):
-            scores[f"iou/{name}"] = value if there else None
+        for name, value, count in zip(self.names, values.tolist(), labelled, strict=True):
+            scores[f"iou/{name}"] = value if count else None
         return scores
+
+    def score_frames(self) -> list[float | None]:
+        each = measure_mean_iou(np.stack(self.regions).astype(np.float64)) if self.regions else np.zeros(0)
+        return [float(value) if np.isfinite(value) else None for value in each]
+
+    def resample(self, counts: Float64[np.ndarray, "R n"]) -> Float64[np.ndarray, " R"]:
+        return measure_mean_iou(np.tensordot(counts, np.stack(self.regions).astype(np.float64), 1))
+
+    def describe(self) -> dict[str, Any]:
+        """`classes`, and `confusion`: pixels of each labelled class (row) by predicted class (column), of which the
+        last is none of them."""
+        return {"classes": list(self.names), "confusion": self.confusion.tolist()}
+
+
+def _read_class_map(path: Path) -> UInt8[np.ndarray, "H W"]:
+    classes = load_file(path, lambda path: np.load(path, allow_pickle=False))
+    if classes is None:
+        raise FileNotFoundError(f"there is no {path}")
+    if classes.ndim != 2 or classes.dtype != np.uint8:
+        raise ValueError(f"{path}: expected uint8 (H, W), found {classes.dtype} {classes.shape}")
+    return classes
 
 
 class Segmentation(Task):
@@ -112,8 +150,10 @@ class Segmentation(Task):
 
     name: ClassVar[str] = "segmentation"
     kind: ClassVar[str] = "segmentation"
+    confidence_kind: ClassVar[str] = "segmentation_confidence"
     primary_metric: ClassVar[str] = "miou"
     better: ClassVar[str] = "higher"
+    group_titles: ClassVar[Mapping[str, str]] = {"iou": "IoU by class"}
     Options = SegmentationOptions
     options: SegmentationOptions
 
@@ -123,11 +163,10 @@ class Segmentation(Task):
         self._weights: dict[tuple[Any, ...], Tensor] = {}
 
     def load(self, frame: Frame) -> UInt8[np.ndarray, "H W"] | None:
-        classes = load_file(frame.path(self.kind), lambda path: np.load(path, allow_pickle=False))
-        if classes is None:
+        try:
+            classes = _read_class_map(frame.path(self.kind))
+        except FileNotFoundError:
             return None
-        if classes.ndim != 2 or classes.dtype != np.uint8:
-            raise ValueError(f"{frame.path(self.kind)}: expected uint8 (H, W), found {classes.dtype} {classes.shape}")
         return self.grouping.table[classes]
 
     def blank(self, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
@@ -210,20 +249,119 @@ class Segmentation(Task):
         return self._weights[key]
 
     def predict(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> UInt8[Tensor, "B H W"]:
-        if tuple(output.shape[2:]) != (size[1], size[0]):
-            output = F.interpolate(output, size=(size[1], size[0]), mode="bilinear", align_corners=False)
-        return output.argmax(dim=1).to(torch.uint8)
+        return self._resize(output, size).argmax(dim=1).to(torch.uint8)
 
-    def list_classes(self, classes: str) -> tuple[str, ...]:
-        return load_grouping(classes).names
+    def _resize(self, output: Float[Tensor, "B C h w"], size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+        if tuple(output.shape[2:]) == (size[1], size[0]):
+            return output
+        return F.interpolate(output, size=(size[1], size[0]), mode="bilinear", align_corners=False)
+
+    def find_conflict(self, protocol: TaskProtocol) -> str | None:
+        wanted = getattr(protocol, "classes", None) or self.options.classes
+        try:
+            map_classes(self.grouping.names, load_grouping(wanted))
+        except ValueError:
+            return f"its classes are {self.options.classes}, and {wanted} is scored"
+        return None
+
+    def translate_constant(self, scorer: "Segmentation") -> int:
+        return int(map_classes(self.grouping.names, scorer.grouping)[self.label_statistics["constant"]])
+
+    def translate(self, prediction: UInt8[Tensor, "B H W"], scorer: "Segmentation") -> UInt8[Tensor, "B H W"]:
+        if scorer.grouping is self.grouping:
+            return prediction
+        table = torch.from_numpy(map_classes(self.grouping.names, scorer.grouping))
+        return table.to(prediction.device)[prediction.long()]
+
+    def describe_files(self) -> dict[str, Any]:
+        """`classes`: the names, by id."""
+        return {"classes": list(self.grouping.names)}
+
+    def find_file_conflict(self, about: Mapping[str, Any]) -> str | None:
+        try:
+            map_classes(tuple(about["classes"]), self.grouping)
+        except KeyError:
+            return "its dataset.json does not say which `classes` the ids of segmentation mean"
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def encode_prediction(self, prediction: UInt8[Tensor, "H W"]) -> bytes:
+        return encode_npy(prediction.cpu().numpy())
+
+    def load_prediction(
+        self, path: Path, about: Mapping[str, Any], size: tuple[int, int], own: tuple[int, int]
+    ) -> UInt8[Tensor, "H W"]:
+        """The ids of this task's classes; 255 for what is none of them, which is wrong wherever there is a label."""
+        stored = _read_class_map(path)
+        if stored.shape != own[::-1]:
+            raise ValueError(f"{path} is {stored.shape[1]}x{stored.shape[0]}, its dataset {own[0]}x{own[1]}")
+        table = map_classes(tuple(about["classes"]), self.grouping)
+        return torch.from_numpy(Geometry.identity(own, size).sample_nearest(table[stored]))
+
+    def batch_predictions(self, predictions: list[Tensor]) -> UInt8[Tensor, "B H W"]:
+        return torch.stack(predictions)
+
+    hub_tag: ClassVar[str] = "image-segmentation"
+
+    def export_names(self) -> dict[str, str]:
+        return {"segmentation": "uint8 (batch, H, W): ids of the classes listed under files"}
+
+    def encode_confidence(
+        self, output: Float[Tensor, "B C h w"], mirrored: Any, prediction: Any, size: tuple[int, int]
+    ) -> list[bytes]:
+        """16-bit gray PNG: the probability of the predicted class x 65535."""
+        best = self._resize(output, size).float().softmax(dim=1).amax(dim=1)
+        return [encode_png((row.cpu().numpy() * 65535).round().astype(np.uint16)) for row in best]
 
     def metrics(self, protocol: TaskProtocol | None = None) -> SegmentationMetrics:
         return SegmentationMetrics(self.grouping.names)
 
-    def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: UInt8[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-        classes = prediction.cpu().numpy()
-        picture = blend(image, self.grouping.palette[classes], 0.6)
-        return np.where((classes == IGNORE)[..., None], image, picture)
+    def draw(self, axes: Axes, view: View, prediction: Any = None, target: Any = None) -> None:
+        """Colours over a gray picture; what has no class stays as it is."""
+        classes = (target if prediction is None else prediction).cpu().numpy()
+        colors = self.grouping.palette[classes]
+        none = classes >= len(self.grouping.names)
+        gray = view.image.mean(axis=2, keepdims=True)
+        picture = np.where(none[..., None], view.image, 0.7 * colors + 0.3 * gray).astype(np.uint8)
+        show_map(axes, picture)
+        view.shown |= dict.fromkeys(np.unique(classes[~none]).tolist())
+        if none.any():
+            view.shown[IGNORE] = None
 
-    def draw_label(self, image: UInt8[np.ndarray, "H W 3"], target: UInt8[Tensor, "H W"]) -> np.ndarray:
-        return self.draw(image, target)
+    def list_key(self, view: View) -> list[Entry]:
+        names, colors = self.grouping.names, self.grouping.palette / 255
+        shown = range(len(names)) if view.steady else sorted({*view.shown} - {IGNORE})
+        entries = [Entry(names[index], colors[index], patch=True) for index in shown]
+        without = IGNORE in view.shown or (view.steady and view.labels)
+        return entries + [Entry("no class: as in the picture", "white", patch=True)] * without
+
+    def record(self, prediction: Any = None, target: Any = None, camera: Any = None) -> list[tuple[str, Any]]:
+        """A segmentation image, with names and colours of its classes."""
+        import rerun
+
+        classes = (target if prediction is None else prediction).cpu().numpy()
+        about = [
+            rerun.AnnotationInfo(id=index, label=name, color=self.grouping.palette[index].tolist())
+            for index, name in enumerate(self.grouping.names)
+        ]
+        return [
+            ("camera/segmentation", rerun.AnnotationContext(about)),
+            ("camera/segmentation", rerun.SegmentationImage(classes)),
+        ]
+
+    error_key: ClassVar[str] = "orange: wrong pixels\ndark: no label"
+
+    def draw_error(
+        self, axes: Axes, view: View, prediction: UInt8[Tensor, "H W"], target: UInt8[Tensor, "H W"]
+    ) -> None:
+        """Wrong pixels in colour, pixels without a label dark."""
+        found, truth = prediction.cpu().numpy(), target.cpu().numpy()
+        labelled = truth != IGNORE
+        wrong = labelled & (found != truth)
+        gray = np.repeat(view.image.mean(axis=2, keepdims=True), 3, axis=2)
+        gray[~labelled] *= 0.3
+        gray[wrong] = 0.2 * gray[wrong] + 0.8 * np.array(to_rgb(FALSE)) * 255
+        show_map(axes, gray.astype(np.uint8))
+        share = wrong.sum() / max(labelled.sum(), 1)
+        write_note(axes, view, f"wrong: {share:.1%}")

@@ -3,22 +3,34 @@
 A single frame does not show which way the driver will take at a junction, so the skill is limited.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Float64, Int64
+from matplotlib.axes import Axes
+from matplotlib.patches import Circle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
+from a2d2.images import encode_json
+from a2d2.vehicle import STEERING_RATIO, WHEELBASE, project_path
 from models.heads import GridHead
-from tasks.drawing import write_text
+from tasks.drawing import (
+    MISSED,
+    TRUTH,
+    Entry,
+    View,
+    outline,
+    show_image,
+    write_note,
+)
 from tasks.options import SteeringOptions, TaskProtocol
-from tasks.task import Metrics, Task, load_json, widen
+from tasks.task import Metrics, Task, average_rows, load_json, widen
 
 LOSSES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 TURNS = ((0, 5), (5, 20), (20, 60), (60, np.inf))  # degrees, for MAE by how sharp the turn is
@@ -71,6 +83,13 @@ class SteeringMetrics(Metrics):
             scores["mae/horizon"] = float(errors.abs().mean())
         return scores
 
+    def score_frames(self) -> list[float | None]:
+        pairs = zip(self.predictions, self.targets, strict=True)
+        return [float(error) for one, other in pairs for error in (one - other)[:, 0].abs()]
+
+    def resample(self, counts: Float64[np.ndarray, "R n"]) -> Float64[np.ndarray, " R"]:
+        return average_rows(self.score_frames(), counts)
+
 
 class Steering(Task):
     """Label and target: float32 (horizon,), degrees, left positive: the angle at the frame's time, then those of the
@@ -80,8 +99,10 @@ class Steering(Task):
 
     name: ClassVar[str] = "steering"
     kind: ClassVar[str] = "steering"
+    confidence_kind: ClassVar[str] = "steering_confidence"
     primary_metric: ClassVar[str] = "mae"
     better: ClassVar[str] = "lower"
+    group_titles: ClassVar[Mapping[str, str]] = {"mae": "MAE in degrees by size of the true angle"}
     unit: ClassVar[str] = "deg"
     resolution: ClassVar[float] = 0.15  # docs/a2d2-format.md, section 7.1
     labels_for_statistics: ClassVar[int] = 2000  # files of a few bytes
@@ -150,26 +171,95 @@ class Steering(Task):
     def predict(self, output: Float[Tensor, "B horizon"], size: tuple[int, int]) -> Float[Tensor, "B horizon"]:
         return output.float() * self.label_statistics["scale_deg"]
 
+    def encode_prediction(self, prediction: Float[Tensor, " horizon"]) -> bytes:
+        """`angle_deg` at the frame's time; with a horizon also `angles_deg`, which begin with it."""
+        angles = [float(angle) for angle in prediction]
+        return encode_json({"angle_deg": angles[0]} | ({"angles_deg": angles} if len(angles) > 1 else {}))
+
+    def load_prediction(
+        self, path: Path, about: Mapping[str, Any], size: tuple[int, int], own: tuple[int, int]
+    ) -> Float[Tensor, " horizon"]:
+        """Only the angle at the frame's time, repeated, where the file has no others."""
+        content = load_json(path, "angle_deg")
+        if content is None:
+            raise FileNotFoundError(f"there is no {path}")
+        angles = content.get("angles_deg", [content["angle_deg"]] * self.options.horizon)[: self.options.horizon]
+        try:
+            found = torch.tensor(angles, dtype=torch.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its angles are no numbers ({error})") from error
+        if found.shape != (self.options.horizon,) or not found.isfinite().all():
+            raise ValueError(f"{path} has the angles {angles}, expected {self.options.horizon} numbers in degrees")
+        return found
+
+    def batch_predictions(self, predictions: list[Tensor]) -> Float[Tensor, "B horizon"]:
+        return torch.stack(predictions)
+
+    def export_names(self) -> dict[str, str]:
+        return {"steering": "float32 (batch, horizon): degrees of the steering wheel, left positive"}
+
+    def encode_confidence(
+        self, output: Float[Tensor, "B horizon"], mirrored: Float[Tensor, "B horizon"], prediction: Any,
+        size: tuple[int, int],
+    ) -> list[bytes]:  # fmt: skip
+        """JSON: `spread_deg`, the distance of the angle from that on the mirrored image, which has the other sign."""
+        spread = (self.predict(output, size) + self.predict(mirrored, size))[:, 0].abs()
+        return [encode_json({"spread_deg": float(value)}) for value in spread]
+
     def metrics(self, protocol: TaskProtocol | None = None) -> SteeringMetrics:
         return SteeringMetrics()
 
-    def draw(self, image: np.ndarray, prediction: Float[Tensor, " horizon"]) -> np.ndarray:
-        """A steering wheel turned by the angle at the frame's time, and that angle as text."""
-        angle = float(prediction[0])
-        picture = image.copy()
-        height, width = picture.shape[:2]
-        radius, thick = max(height // 7, 8), max(height // 90, 1)
-        centre = (width // 2, height - radius - height // 20)
-        white, red = (255, 255, 255), (255, 59, 48)
-        cv2.circle(picture, centre, radius, white, thick, cv2.LINE_AA)
-        # the wheel's spokes point right, left and down; a turn to the left goes against the clock
-        for spoke, color in ((0, white), (180, white), (270, white), (90, red)):
-            direction = np.deg2rad(spoke + angle)
-            tip = (round(centre[0] + radius * np.cos(direction)), round(centre[1] - radius * np.sin(direction)))
-            start = centre if color == white else ((centre[0] + tip[0]) // 2, (centre[1] + tip[1]) // 2)
-            cv2.line(picture, start, tip, color, thick, cv2.LINE_AA)
-        side = "left" if angle > 0 else "right"
-        return write_text(picture, f"{abs(angle):.1f} deg {side}")
+    def draw(self, axes: Axes, view: View, prediction: Any = None, target: Any = None) -> None:
+        """The path on the road that the angle at the frame's time means, a dial of the steering wheel, and the angle;
+        of a prediction together with the true one."""
+        show_image(axes, view, dark=0.15)
+        truth = None if target is None else float(target[0])
+        found = None if prediction is None else float(prediction[0])
+        drawn = [(truth, TRUTH, "true"), (found, MISSED, "predicted")]
+        lines = []
+        for angle, color, name in drawn:
+            if angle is None:
+                continue
+            view.shown[name] = (color, name == "predicted")
+            if view.matrix is not None:
+                for track in project_path(angle, view.matrix, view.pose):
+                    axes.plot(
+                        track[:, 0] + 0.5, track[:, 1] + 0.5, color=color, linewidth=1.4, path_effects=outline(7.0),
+                        linestyle="-" if name == "true" else (0, (4, 1.5)),
+                    )  # fmt: skip
+            lines.append(f"{name} {abs(angle):.1f}° {'left' if angle > 0 else 'right'}")
+        axes.set_xlim(0, view.size[0])
+        axes.set_ylim(view.size[1], 0)
+        write_note(axes, view, "\n".join(lines))
+        self._draw_dial(axes, view, [(angle, color) for angle, color, _ in drawn if angle is not None])
 
-    def draw_label(self, image: np.ndarray, target: Float[Tensor, " horizon"]) -> np.ndarray:
-        return self.draw(image, target)
+    @staticmethod
+    def _draw_dial(axes: Axes, view: View, angles: list[tuple[float, str]]) -> None:
+        """A steering wheel in the upper right corner, with a hand for each angle; straight ahead is up."""
+        width, height = view.size
+        radius = height * 0.11
+        centre = np.array([width - radius * 1.35, radius * 1.35])
+        axes.add_patch(
+            Circle((centre[0], centre[1]), radius, facecolor=(0, 0, 0, 0.45), edgecolor="white", linewidth=1.0)
+        )
+        for angle, color in angles:
+            # a turn to the left goes against the clock
+            tip = centre + radius * np.array([-np.sin(np.deg2rad(angle)), -np.cos(np.deg2rad(angle))])
+            axes.plot(*np.stack([centre, tip], axis=1), color=color, linewidth=1.8, solid_capstyle="round")
+        axes.plot(*centre, "o", color="white", markersize=2)
+
+    def record(self, prediction: Any = None, target: Any = None, camera: Any = None) -> list[tuple[str, Any]]:
+        """The angle at the frame's time in degrees, as a curve over time."""
+        import rerun
+
+        angles = target if prediction is None else prediction
+        return [("steering", rerun.Scalars(float(angles[0])))]
+
+    def list_key(self, view: View) -> list[Entry]:
+        every = {"true": (TRUTH, False)} if view.labels else {}
+        shown = every | {"predicted": (MISSED, True)} if view.steady else view.shown
+        entries = [Entry(name, color, dashed) for name, (color, dashed) in shown.items()]
+        if view.matrix is not None:
+            how = f"bicycle model, wheelbase {WHEELBASE} m, nominal steering ratio {STEERING_RATIO}"
+            return [*entries, Entry(f"lines: path of the wheels ({how})")]
+        return [*entries, Entry("no path on the road without a known front camera")]

@@ -6,19 +6,21 @@ head returns. A *prediction* is the output in physical units, at the size of the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Float64, Int64
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
 from a2d2.images import read_json
+from tasks.drawing import Entry, View, arrange, draw_legend
 from tasks.options import TaskOptions, TaskProtocol
 
 Target = Any
@@ -51,6 +53,14 @@ def widen(output: Tensor) -> Tensor:
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
+def average_rows(values: Sequence[float | None], counts: Float64[np.ndarray, "R n"]) -> Float64[np.ndarray, " R"]:
+    """The mean of n values in each of R draws, in which each counts so often; None is left out, NaN if none counts."""
+    known = np.array([value is not None for value in values], dtype=bool)
+    filled = np.array([0.0 if value is None else value for value in values])
+    total = counts @ known
+    return np.divide(counts @ filled, total, out=np.full(len(counts), np.nan), where=total > 0)
+
+
 class Metrics(ABC):
     """Collects predictions and targets of many frames and computes named scores of them all."""
 
@@ -66,11 +76,25 @@ class Metrics(ABC):
     def compute(self) -> dict[str, float | None]:
         """The scores over all rows; None for a score that is not defined on them."""
 
+    @abstractmethod
+    def score_frames(self) -> list[float | None]:
+        """The primary metric of each row alone, in the order of the updates; None where it is not defined."""
+
+    @abstractmethod
+    def resample(self, counts: Float64[np.ndarray, "R n"]) -> Float64[np.ndarray, " R"]:
+        """The primary metric if each of the n rows had counted so often, in each of R draws; NaN where it is not
+        defined. With every count 1 it is that of `compute`."""
+
+    def describe(self) -> dict[str, Any]:
+        """What is no single number and belongs into a report, such as curves, as JSON has it."""
+        return {}
+
 
 class Task(ABC):
     """One task.
 
-    `name`: key of the task in configs and tables. `kind`: kind of the derived file that contains its label.
+    `name`: key of the task in configs and tables. `kind`: kind of the derived file that contains its label;
+    `confidence_kind`: of the file that says how sure a prediction is.
     `primary_metric`: the score that stands for the task, a key of its metrics; `better`: "higher" or "lower"; `unit`:
     printed behind the primary metric.
     `label_statistics`: values that `collect_statistics` computes from the training labels, as JSON; kept in weights
@@ -79,11 +103,13 @@ class Task(ABC):
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    confidence_kind: ClassVar[str]
     primary_metric: ClassVar[str]
     better: ClassVar[str]
     unit: ClassVar[str] = ""
     resolution: ClassVar[float] = 0.0  # of the labels, in units of the primary metric where lower is better
     learns_from_empty: ClassVar[bool] = False  # whether a label of count 0 says something, as that of an empty frame
+    group_titles: ClassVar[Mapping[str, str]] = {}  # of metrics "<group>/<member>", what a plot of a group shows
     labels_for_statistics: ClassVar[int] = 500  # labels that are read for them at most, evenly spaced
     Options: ClassVar[type[TaskOptions]]
 
@@ -171,9 +197,22 @@ class Task(ABC):
         """A new, empty collection of scores; `protocol`: what is scored, an `Options.Protocol`, by default its own
         defaults. The task's options do not limit what is scored."""
 
-    def list_classes(self, classes: Any) -> Any:
-        """What a choice of classes means; equal for choices that can be compared."""
-        return classes
+    def for_protocol(self, protocol: TaskProtocol) -> "Task":
+        """The task that loads labels and scores by the protocol: with its classes, if these are not the run's own."""
+        classes = getattr(protocol, "classes", None)
+        if classes is None or classes == getattr(self.options, "classes", None):
+            return self
+        scorer = type(self)(self.options.model_copy(update={"classes": classes}), self.label_statistics)
+        scorer.label_statistics = {**self.label_statistics, "constant": self.translate_constant(scorer)}
+        return scorer
+
+    def translate_constant(self, scorer: Any) -> Any:
+        """The constant baseline in the classes of `scorer`, a task of this kind."""
+        return self.label_statistics.get("constant")
+
+    def translate(self, prediction: Any, scorer: Any) -> Any:
+        """A batch of predictions in the classes of `scorer`."""
+        return prediction
 
     def complete_protocol(self, protocol: TaskProtocol) -> TaskProtocol:
         """The protocol, with this run's own choice where it leaves one open."""
@@ -181,20 +220,80 @@ class Task(ABC):
         return protocol.model_copy(update=own)
 
     def find_conflict(self, protocol: TaskProtocol) -> str | None:
-        """Why this run cannot be scored by the protocol; None if it can."""
-        classes = getattr(protocol, "classes", None)
-        own = getattr(self.options, "classes", None)
-        if classes is None or self.list_classes(classes) == self.list_classes(own):
-            return None
-        return f"its classes are {own}, and {classes} is scored"
+        """Why predictions of this run cannot be scored by the protocol, such as classes that are coarser than those
+        that are scored; None if they can."""
+        return None
+
+    def describe_files(self) -> dict[str, Any]:
+        """What a reader of files with predictions must know, as JSON: such as the classes that ids mean."""
+        return {}
+
+    def find_file_conflict(self, about: Mapping[str, Any]) -> str | None:
+        """Why this task cannot read files that `describe_files` described so; None if it can."""
+        return None
 
     @abstractmethod
-    def draw(self, image: UInt8[np.ndarray, "H W 3"], prediction: Any) -> UInt8[np.ndarray, "H W 3"]:
-        """The image with one row's prediction drawn over it."""
+    def encode_prediction(self, prediction: Any) -> bytes:
+        """The content of the file of `kind` with one row's prediction, in the format of a label."""
 
     @abstractmethod
-    def draw_label(self, image: UInt8[np.ndarray, "H W 3"], target: Target) -> UInt8[np.ndarray, "H W 3"]:
-        """The image with one row's target drawn over it, in the same way."""
+    def load_prediction(self, path: Path, about: Mapping[str, Any], size: tuple[int, int], own: tuple[int, int]) -> Any:
+        """One row's prediction for labels of (width, height) `size`, from a file that was made at size `own`; `about`:
+        what `describe_files` said when it was written.
+
+        FileNotFoundError, or ValueError that names a damaged file.
+        """
+
+    @abstractmethod
+    def batch_predictions(self, predictions: list[Any]) -> Any:
+        """Rows as `load_prediction` returns them as one batch, as `predict` returns it."""
+
+    hub_tag: ClassVar[str] = ""  # what the Hugging Face hub calls the task
+
+    def export_names(self) -> dict[str, str]:
+        """The tensors that `export_output` returns, and what each is."""
+        return {self.name: f"{self.name} in physical units"}
+
+    def export_output(self, output: Any, size: tuple[int, int]) -> dict[str, Tensor]:
+        """An output as tensors of fixed shape that need no other program's code to be understood; for ONNX."""
+        return {self.name: self.predict(output, size)}
+
+    @abstractmethod
+    def encode_confidence(self, output: Any, mirrored: Any, prediction: Any, size: tuple[int, int]) -> list[bytes]:
+        """For each row of outputs of an image and of its mirror image the content of the file of kind `confidence`, how
+        sure the predictions are; what that means is the task's own."""
+
+    @abstractmethod
+    def draw(self, axes: Axes, view: View, prediction: Any = None, target: Target | None = None) -> None:
+        """Draw one row's prediction over the picture, or, without one, its target; with both, what is right and wrong
+        in the prediction may be shown. What a legend needs is noted in `view.shown`."""
+
+    def list_key(self, view: View) -> list[Entry]:
+        """The legend of what was drawn on this view."""
+        return []
+
+    def count_key_lines(self, view: View, inches: float) -> float:
+        """Lines of text that `draw_key` needs in a field of this width."""
+        return float(len(arrange(self.list_key(view), inches, view.text)))
+
+    def draw_key(self, axes: Axes, view: View) -> None:
+        """Explain the colours of what was drawn on this view, in a field of its own."""
+        draw_legend(axes, self.list_key(view), view.text)
+
+    def record(
+        self, prediction: Any = None, target: Target | None = None, camera: Float[np.ndarray, "3 3"] | None = None
+    ) -> list[tuple[str, Any]]:
+        """One row's prediction, or its target, for the Rerun viewer: paths of entities and what is logged there.
+
+        camera: given with a target, the pinhole matrix, for what is shown in 3-D too.
+        """
+        return []
+
+    error_key: ClassVar[str] = ""  # what `draw_error` draws; empty for a task without it
+
+    def draw_error(self, axes: Axes, view: View, prediction: Any, target: Target) -> None:
+        """Draw where one row's prediction is wrong, and how much."""
+        raise NotImplementedError
 
     def skill(self, score: float, constant: float) -> float | None:
         """A primary metric relative to that of the constant baseline: 0 is no better than it, 1 is perfect.

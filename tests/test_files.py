@@ -108,7 +108,14 @@ def test_text_is_read_and_written_as_utf8_whatever_the_locale():
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             mode = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
             owner = node.func.value if isinstance(node.func, ast.Attribute) else None
-            foreign = isinstance(owner, ast.Name) and owner.id in ("tarfile", "safetensors", "os", "urllib")
+            foreign = isinstance(owner, ast.Name) and owner.id in (
+                "tarfile",
+                "safetensors",
+                "os",
+                "urllib",
+                "Image",
+                "av",
+            )
             binary = any(set(each) <= set("rwab+") and "b" in each for each in mode)
             text = name in ("read_text", "write_text") and owner is not None
             if name == "open" and not foreign and not binary:

@@ -229,7 +229,7 @@ def test_a_specialist_is_rebuilt_from_its_weights_file_alone(runs, tmp_path):
 def test_runs_of_other_kinds_and_sizes_are_scored_and_drawn_side_by_side(runs, tmp_path, monkeypatch, capsys):
     table = tmp_path / "table.json"
     assert run_main(evaluate, monkeypatch, *runs, "--split", "train", "--workers", "0", "--output", table) == 0
-    scores = json.loads(table.read_text())
+    scores = json.loads(table.read_text())["runs"]
     assert {run: set(found) for run, found in scores.items()} == {
         "unet": {"segmentation"},
         "pilotnet": {"steering"},
@@ -243,8 +243,8 @@ def test_runs_of_other_kinds_and_sizes_are_scored_and_drawn_side_by_side(runs, t
     output = tmp_path / "panels"
     assert run_main(visualize, monkeypatch, *runs, "--split", "train", "--count", "1", "--output", output) == 0
     (path,) = output.glob("*.png")
-    side = read_image(path).shape[1] // 5
-    assert read_image(path).shape == (4 * side, 5 * side, 3)
+    # ground truth and three runs side by side, each at least 2.2 inches wide
+    assert read_image(path).shape[1] >= 4 * 2.2 * 200
 
 
 def test_wrong_use_and_missing_weights_are_one_line(derived, tmp_path, monkeypatch, capsys):

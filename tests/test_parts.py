@@ -203,7 +203,7 @@ def test_scores_in_bf16_say_so_and_are_near(config, tmp_path, capsys):
             capsys.readouterr()
             assert evaluate.main() == 0
             assert f"precision {precision}" in capsys.readouterr().out
-            found[precision] = json.loads((tmp_path / f"{precision}.json").read_text())["run"]
+            found[precision] = json.loads((tmp_path / f"{precision}.json").read_text())["runs"]["run"]
     for name in ("depth", "steering"):
         one, other = (found[precision][name]["score"] for precision in ("fp32", "bf16"))
         assert one != other and other == pytest.approx(one, rel=0.05)

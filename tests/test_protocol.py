@@ -60,9 +60,10 @@ def test_limits_of_training_do_not_touch_what_is_scored(run, capsys):
 
     limited = vary(run, "limited", limit)
     code, out, _ = score(capsys, run, limited, "--split", "all", "--format", "json")
-    results = json.loads(out)
+    results = json.loads(out)["runs"]
     assert code == 0 and set(results) == {"run", "limited"}
-    assert results["run"] == results["limited"]
+    files = {row.pop("weights") for rows in results.values() for row in rows.values()}
+    assert len(files) == 2 and results["run"] == results["limited"]
 
 
 def test_the_protocol_is_printed_recorded_and_chosen_by_flags(run, capsys):
@@ -70,12 +71,12 @@ def test_the_protocol_is_printed_recorded_and_chosen_by_flags(run, capsys):
     assert code == 0 and "protocol: 64x64; segmentation classes=paper; depth cap=80.0; detection classes=merged" in out
     assert "all: 6 frames of" in out and "run of step" in out
     _, out, _ = score(capsys, run, "--split", "all", "--format", "json")
-    far = json.loads(out)["run"]
+    far = json.loads(out)["runs"]["run"]
     assert far["depth"]["protocol"] == {"cap": 80.0, "size": [64, 64]}
     code, out, _ = score(
         capsys, run, "--split", "all", "--cap", "20", "--min-size", "17", "--size", "32x32", "--format", "json"
     )
-    near = json.loads(out)["run"]
+    near = json.loads(out)["runs"]["run"]
     assert code == 0 and near["depth"]["protocol"] == {"cap": 20.0, "size": [32, 32]}
     assert near["depth"]["score"] != far["depth"]["score"] and "abs_rel/40-80m" not in near["depth"]["metrics"]
     assert near["detection"]["protocol"]["min_size"] == 17.0
@@ -132,10 +133,10 @@ def test_results_come_as_they_are_made_whatever_fails_later(run, folder, capsys)
     out_file = folder / "scores.json"
     code, out, err = score(capsys, run, folder / "nothing", "--split", "all", "--output", out_file)
     assert code == 1 and "mean skill of" in out and "no run folder or weights file" in err
-    assert set(json.loads(out_file.read_text())) == {"run"}
+    assert set(json.loads(out_file.read_text())["runs"]) == {"run"}
     again = vary(run, "again", lambda header: None)
     with pytest.MonkeyPatch.context() as patch:
-        calls, whole = [], evaluate.evaluate
+        calls, whole = [], evaluate.evaluate_source
 
         def fail_later(*given, **named):
             calls.append(1)
@@ -143,7 +144,7 @@ def test_results_come_as_they_are_made_whatever_fails_later(run, folder, capsys)
                 raise ValueError("the picture is damaged")
             return whole(*given, **named)
 
-        patch.setattr(evaluate, "evaluate", fail_later)
+        patch.setattr(evaluate, "evaluate_source", fail_later)
         code, out, err = score(capsys, run, again, "--split", "all")
     assert code == 1 and "evaluate: again: the picture is damaged" in err
     assert "mean skill of" in out and "again" not in out.splitlines()[1]

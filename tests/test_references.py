@@ -98,7 +98,7 @@ def test_every_file_that_a_page_names_exists(path):
 
 
 def test_every_file_that_a_comment_names_by_its_folder_exists():
-    folders = "a2d2|benchmarks|configs|docs|models|preprocessing|slurm|tasks|tests|training"
+    folders = "a2d2|benchmarks|configs|docs|models|pictures|preprocessing|scoring|slurm|tasks|tests|training"
     pattern = re.compile(rf"(?<![\w/.-])((?:{folders})/(?:[\w.-]+/)*[\w.-]+\.(?:{SUFFIXES}))(?![\w/*])")
     for path in SOURCES:
         if path.parent.name == "tests":  # tests write files of their own

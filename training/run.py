@@ -13,6 +13,8 @@ runs/<name>/config.yaml         resolved config; train.py takes it again
 """
 
 import dataclasses
+import hashlib
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,6 +271,31 @@ _FREE_KEYS = {
     "evaluate.micro_batch",
     "log",
 }
+
+
+def find_recipe(folder: Path, record: Record | None) -> tuple[str, int] | None:
+    """A fingerprint of a run's config without its seed and what cannot change what is computed, and of the frames and
+    labels that it has recorded; and the seed: runs that differ by the seed alone have the same fingerprint. None where
+    the folder has no readable config, or no record says what was trained on."""
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    if record is None or not isinstance(content, dict) or not isinstance(content.get("seed"), int):
+        return None
+    kept = {key: value for key, value in _flatten(content).items() if key != "seed"}
+    frames = {key: record.to_dict(with_labels=False)[key] for key in ("subsets", "assignment", "identity", "inherited")}
+    digest = hashlib.sha256(json.dumps([kept, frames], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest, content["seed"]
+
+
+def _flatten(content: object, key: str = "") -> dict[str, Any]:
+    if key in _FREE_KEYS:
+        return {}
+    if not isinstance(content, dict):
+        return {key: content}
+    parts = [_flatten(value, f"{key}.{name}".lstrip(".")) for name, value in content.items()]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _find_differences(before: object, now: object, key: str = "") -> list[str]:
