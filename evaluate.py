@@ -611,7 +611,7 @@ def evaluate_all(arguments: argparse.Namespace) -> Evaluation:
             "baseline": compare_with_baseline(results, groups, baselines) if baselines else None,
         }
     tasks = dict.fromkeys(task for outcome in done.outcomes.values() for task in outcome.scores)
-    steps = ", ".join(f"{name} of step {source.header.get('step')}" for name, source in runs.items())
+    steps = ", ".join(f"{name} of step {runs[name].header.get('step')}" for name in done.outcomes)
     done.notes = [
         f"{arguments.split}: {len(frames)} frames of {where}; weights: {steps}",
         f"protocol: {describe_protocol(done.protocol, tasks, done.data)}; precision {arguments.precision}",

@@ -244,8 +244,8 @@ def test_pictures_keep_their_place_and_size(run, pictures, tmp_path, call):
             x1, y1, x2, y2 = box["box"]
             assert 0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0]
     assert read_json(out / "dataset.json")["size"] is None
-    code, _, err = call(evaluate, out, run)
-    assert code == 1 and "nothing to score" in err
+    code, text, err = call(evaluate, out, run)
+    assert code == 1 and "nothing to score" in err and "run of step" in text and "out of step" not in text
 
 
 def test_predictions_among_the_pictures_are_no_pictures(run, folder, pictures, tmp_path, call):
