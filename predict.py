@@ -453,7 +453,9 @@ def main(arguments: argparse.Namespace | None = None) -> int:
         known = explain_memory(error) or explain_worker_death(error)
         if known is None and isinstance(error, RuntimeError) and not isinstance(error, WorkerError):
             raise
-        print(f"predict: {known or error}; the same command goes on", file=sys.stderr)
+        # a ValueError is about what was given, and the same command would meet it again
+        rest = "" if isinstance(error, ValueError) and not known else "; the same command goes on"
+        print(f"predict: {known or error}{rest}", file=sys.stderr)
         return ERROR
 
 
