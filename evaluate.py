@@ -132,7 +132,7 @@ from scoring.compare import (
     summarise_seeds,
 )
 from scoring.cost import measure_cost
-from scoring.predictors import FilePredictor, NetPredictor, Predictor
+from scoring.predictors import NetPredictor, Predictor, make_predictor
 from scoring.table import format_details, format_results, format_table
 from tasks.task import Metrics, Task
 from training.cycle import move
@@ -201,13 +201,8 @@ class Scored:
     def resample(self, counts: np.ndarray, place: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
         """The primary metric of the predictions and of the baseline in each draw; `place`: of each frame its column."""
         own = counts[:, [place[frame] for frame in self.frames]]
-        draws = self.metrics.resample(own)
         nothing = np.full(len(counts), np.nan)
-        constant = nothing if self.baseline is None else self.baseline.resample(own)
-        # a constant baseline that predicts nothing has the worst score
-        if self.baseline is not None and self.task.better == "higher":
-            constant = np.where(np.isfinite(constant) | ~np.isfinite(draws), constant, 0.0)
-        return draws, constant
+        return self.metrics.resample(own), nothing if self.baseline is None else self.baseline.resample(own)
 
 
 @torch.no_grad()
@@ -455,16 +450,12 @@ def evaluate_source(
     conflicts = {task: _find_conflict(source, each, protocol) for task, each in source.tasks.items()}
     scored = {task: each for task, each in source.tasks.items() if not conflicts[task]}
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bf16")
+    predictor = make_predictor(source, device, autocast)
+    source.check_frames(frames, data)
     cost = None
-    if isinstance(source, Trained):
-        net = source.net.to(device, memory_format=torch.channels_last)
-        predictor: Predictor = NetPredictor(net, source.tasks, source.size, device, autocast)
-        if arguments.cost:
-            cost = vars(measure_cost(net, list(source.tasks), source.size, device, arguments.micro_batch, autocast))
-    else:
-        assert isinstance(source, Predicted)
-        source.check_frames(frames, data)
-        predictor = FilePredictor(source.folder, source.about, source.size)
+    if arguments.cost and isinstance(source, Trained):
+        tasks, batch = list(source.tasks), arguments.micro_batch
+        cost = vars(measure_cost(source.net, tasks, source.size, device, batch, autocast))
     parts = {}
     if scored:
         parts = score_frames(

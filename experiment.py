@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -382,7 +383,8 @@ def pick_device(name: str, option: str = "train.device") -> torch.device:
     return device
 
 
-class Source:
+@dataclass(kw_only=True)
+class Source(ABC):
     """What scores and pictures need to know of where predictions come from: a network, or files.
 
     `name`; `tasks`; `split` and `record`, None where it is not known what was trained on; `header`: all that is known
@@ -394,12 +396,16 @@ class Source:
     split: Split | None
     record: Record | None
     header: dict[str, Any]
-    recipe: tuple[str, int] | None
+    recipe: tuple[str, int] | None = None
 
     @property
+    @abstractmethod
     def digest(self) -> str | None:
         """SHA-256 of the file with the weights; None if that is not known."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def check_frames(self, frames: Iterable[Frame], data: Data) -> None:
+        """ValueError unless predictions can belong to the pictures of these frames in `data`."""
 
     @property
     def knows_frames(self) -> bool:
@@ -418,29 +424,25 @@ class Source:
         return values
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trained(Source):
-    """A network from a weights file, in evaluation mode, with the contents of the file's header.
+    """A network from a weights file, in evaluation mode; `size`: (width, height) of its input; `header`: that of the
+    file at `path`."""
 
-    `record` is None if the file does not say what the network was trained on.
-    """
-
-    name: str
     net: nn.Module
-    tasks: dict[str, Task]
     size: tuple[int, int]
     split: Split
-    record: Record | None
-    header: dict[str, Any]
     path: Path
-    recipe: tuple[str, int] | None = None
 
     @cached_property
     def digest(self) -> str | None:
         return digest_file(self.path)
 
+    def check_frames(self, frames: Iterable[Frame], data: Data) -> None:
+        """A network is given the pictures themselves."""
 
-@dataclass
+
+@dataclass(kw_only=True)
 class Predicted(Source):
     """A folder of predictions, as predict.py or another program has written it (docs/predictions.md).
 
@@ -449,26 +451,18 @@ class Predicted(Source):
     what its files mean; `header`: the section "predictions" of its dataset.json.
     """
 
-    name: str
     folder: Path
-    tasks: dict[str, Task]
     size: tuple[int, int] | None
     cameras: dict[str, np.ndarray]
     about: dict[str, dict[str, Any]]
-    split: Split | None
-    record: Record | None
-    header: dict[str, Any]
-    recipe: tuple[str, int] | None = None
 
     @property
     def digest(self) -> str | None:
         return self.header.get("weights")
 
     def check_frames(self, frames: Iterable[Frame], data: Data) -> None:
-        """ValueError unless files of these frames can belong to the pictures of `data`: files of a dataset with another
-        field of view have the same names, and would be scored and drawn without a word."""
-        if self.size is None:
-            raise ValueError(f"{self.folder} is about pictures without labels, so there is nothing to score")
+        """Files of a dataset with another field of view have the same names, and would be scored and drawn without a
+        word."""
         geometry = Geometry.identity(self.size, data.size)
         for root, view in dict.fromkeys((frame.root, frame.view) for frame in frames):
             if view not in self.cameras or view not in data.roots[root].cameras:
@@ -530,7 +524,10 @@ def load_trained(run: Path, device: torch.device) -> Trained:
     of_run = path.name == "best.safetensors"
     name = path.parent.name if of_run else path.stem
     recipe = find_recipe(path.parent, record) if of_run else None
-    return Trained(name, net.to(device).eval(), tasks, size, split, record, header, path, recipe)
+    net = net.to(device).eval()
+    return Trained(
+        name=name, net=net, tasks=tasks, size=size, split=split, record=record, header=header, path=path, recipe=recipe
+    )
 
 
 def load_predictions(folder: Path) -> Predicted:
@@ -565,7 +562,10 @@ def load_predictions(folder: Path) -> Predicted:
     recipe = tuple(header["recipe"]) if header.get("recipe") else None
     name = Path(os.path.abspath(folder)).name
     size = None if size is None else tuple(size)
-    return Predicted(name, Path(folder), tasks, size, cameras, about, split, record, header, recipe)
+    return Predicted(
+        name=name, folder=Path(folder), tasks=tasks, size=size, cameras=cameras, about=about, split=split,
+        record=record, header=header, recipe=recipe,
+    )  # fmt: skip
 
 
 def load_source(path: Path, device: torch.device) -> Trained | Predicted:

@@ -63,7 +63,8 @@ from a2d2.dataset import DatasetError
 from a2d2.images import read_json, write_bytes
 from a2d2.predictions import Picture, list_pictures
 from experiment import Trained, WrongUseError, load_trained, load_trained_data
-from predict import resize
+from predict import describe_units, resize
+from scoring.table import show
 
 TOLERANCE = 1e-3  # of a difference, relative to the largest value of an output
 REPEATS = 15
@@ -289,17 +290,14 @@ def write_card(trained: Trained, scores: dict[str, Any] | None) -> Path:
         "",
         f"Or without code: `python predict.py {weights} --images FOLDER --out predictions`.",
         "",
-        "Depth is in metres for a camera like A2D2's, steering in degrees of the steering wheel, left positive. The",
-        "network knows what it was trained on; nothing is known of its behaviour elsewhere. Not for use in a car.",
+        *(f"- {text}" for text in describe_units(trained, trained.tasks)),
+        "",
+        "The network knows what it was trained on; nothing is known of its behaviour elsewhere. Not for use in a car.",
         "",
     ]
     path = trained.path.parent / "README.md"
     write_bytes(path, "\n".join(lines).encode())
     return path
-
-
-def show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def run(arguments: argparse.Namespace) -> None:

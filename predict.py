@@ -69,27 +69,23 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from a2d2.checks.known import FRONT_MATRIX, FULL_SIZE
 from a2d2.dataset import DatasetError, Geometry, read_dataset
-from a2d2.frames import Frame, list_frames
+from a2d2.frames import Frame, list_frames, report_path
 from a2d2.images import ImageError, lock_folder, read_json, sweep_temporary, write_bytes, write_json
 from a2d2.predictions import Picture, describe_video, find_base, list_pictures, open_folder, read_video
 from experiment import Data, Trained, WrongUseError, load_trained, load_trained_data, pick_device
 from scoring.exchange import EXPORTS
 from tasks.task import Task
+from training.cycle import copy_to_cpu
 from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches
 
 PANELS = "panels"  # folder with those of videos
 VIDEO_WIDTH = 1280  # pixels
 UNSURE_FRAMES = 2  # so many frames the header of a whole video may be off
-FOREIGN = (
-    "the camera of these pictures is unknown: metres are those of a focal length of {focal:.2f} x the width of the "
-    "picture, and degrees those of A2D2's steering wheel; with another lens depth is off by the ratio of the focal "
-    "lengths"
-)
 
 
 class Pictures(Dataset):
@@ -157,8 +153,7 @@ class Speaker:
             for name, task in self.tasks.items():
                 prediction = task.predict(outputs[name], size)
                 for row in rows:
-                    own = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, prediction[row])
-                    files[row][task.kind] = partial(task.encode_prediction, own)
+                    files[row][task.kind] = partial(task.encode_prediction, copy_to_cpu(prediction[row]))
                 if mirrored is not None:
                     contents = task.encode_confidence(outputs[name], mirrored[name], prediction, size)
                     for row in rows:
@@ -383,7 +378,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"no pictures in {', '.join(map(str, arguments.images))}")
         if others:
             print(f"{others} files that are no pictures are left out")
-        print("note: " + FOREIGN.format(focal=find_focal_length(trained)))
+        if units := describe_units(trained, tasks):
+            print(f"note: the camera of these pictures is unknown: {'; '.join(units)}")
         source = str(find_base(arguments.images))
     else:
         pictures, data = list_frames_to_predict(trained, arguments)
@@ -415,8 +411,7 @@ def run(arguments: argparse.Namespace) -> int:
     for export in EXPORTS[arguments.format]:
         with lock_folder(out):  # of several shards the last then sees the files of all
             print(export.write(out, tasks, pictures, data))
-    suffix = "" if shards == 1 else f".{index}-of-{shards}"
-    path = out / "reports" / f"predict{suffix}.json"
+    path = report_path(out, "predict", arguments.shard)
     report.write(path)
     print(f"predict: {report.done} done, {report.skipped} skipped, {len(report.failed)} failed; report in {path}")
     return PARTLY_FAILED if report.failed else DONE
@@ -439,7 +434,13 @@ def find_focal_length(trained: Trained) -> float:
         view = trained.split.views[0]
         if view in dataset.cameras:
             return float(dataset.cameras[view][0, 0] / dataset.size[0])
-    return 1687.34 / 1920  # docs/a2d2-format.md, section 8
+    return FRONT_MATRIX[0] / FULL_SIZE[0]
+
+
+def describe_units(trained: Trained, tasks: Mapping[str, Task]) -> list[str]:
+    """What the predictions of these tasks mean on pictures of any camera, as far as a user must know it."""
+    focal = find_focal_length(trained)
+    return [text for task in tasks.values() if (text := task.describe_units(focal))]
 
 
 def main(arguments: argparse.Namespace | None = None) -> int:

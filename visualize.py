@@ -15,32 +15,10 @@ from pathlib import Path
 
 from a2d2.console import allow_any_text
 from tasks.options import OPTIONS
-from training.arguments import count
+from training.arguments import between, count
 from training.stopping import exit_on_interrupt
 
 DONE, ERROR, WRONG_USE = 0, 1, 2
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
-
-
-def factor(text: str) -> float:
-    """A number from 0.25 to 10."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.25 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"must be from 0.25 to 10, not {text}")
-    return value
 
 
 def read_arguments() -> argparse.Namespace:
@@ -61,14 +39,18 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="preprocessed dataset (default: that of the first run)")
     parser.add_argument("--error", action="store_true", help="also draw where segmentation and depth are wrong")
     parser.add_argument(
-        "--threshold", type=share, default=0.5, help="least score of boxes that are drawn (default: 0.5)"
+        "--threshold", type=between(0.0, 1.0), default=0.5, help="least score of boxes that are drawn (default: 0.5)"
     )
     parser.add_argument("--video", action="store_true", help="one mp4 of the panels of --scene")
-    parser.add_argument("--rate", type=factor, default=5.0, help="frames a second of the video (default: 5)")
+    parser.add_argument(
+        "--rate", type=between(0.25, 10.0), default=5.0, help="frames a second of the video (default: 5)"
+    )
     parser.add_argument("--curves", action="store_true", help="losses and validation scores of the runs, no panels")
     parser.add_argument("--rerun", type=Path, metavar="FILE.rrd", help="a recording for the Rerun viewer, no panels")
     parser.add_argument("--format", choices=["png", "pdf", "svg"], default="png", help="of the pictures")
-    parser.add_argument("--scale", type=factor, default=1.0, help="size; 1 is the width of a page (default: 1)")
+    parser.add_argument(
+        "--scale", type=between(0.25, 10.0), default=1.0, help="size; 1 is the width of a page (default: 1)"
+    )
     parser.add_argument("--output", type=Path, help="folder for the pictures (default: panels/ in the first run)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser.parse_args()
@@ -93,9 +75,10 @@ from a2d2.predictions import list_predicted
 from evaluate import choose_protocol, score_frames
 from experiment import Data, Predicted, Source, WrongUseError, add_source, load_trained_data, pick_device
 from pictures.curves import collect_curves, draw_curves, read_log
-from pictures.frames import describe_weights, make_panel, make_predictor, predict_frame
+from pictures.frames import describe_weights, make_panel, predict_frame
 from pictures.panel import Model, Panel, draw_panel, encode_figure, render_figure
 from pictures.video import check_video_support, write_video
+from scoring.predictors import make_predictor
 
 
 def list_subset(data: Data, subset: str) -> list[Frame]:
@@ -228,8 +211,7 @@ def run(arguments: argparse.Namespace) -> str:
             )
     frames = choose_frames(data, first, arguments, device)
     for source in sources.values():
-        if isinstance(source, Predicted):
-            source.check_frames(frames, data)
+        source.check_frames(frames, data)
     if arguments.rerun:
         from pictures.recording import write_recording
 

@@ -20,7 +20,7 @@ from a2d2 import bus, images, lidar
 from a2d2.boxes import convert_boxes, read_label3d
 from a2d2.calibration import Camera, undistortion_maps
 from a2d2.classes import IGNORE, colour_table, find_object_class
-from a2d2.frames import Frame, bus_path
+from a2d2.frames import Frame, bus_path, times_path
 
 STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -218,15 +218,16 @@ def write_frame_times(frames: list[Frame], out: Path, overwrite: bool = False) -
     """
     groups: dict[Path, list[Frame]] = {}
     for frame in sorted(frames):
-        groups.setdefault(frame.under(out).path("image").parent / "frames.json", []).append(frame)
+        groups.setdefault(times_path(frame.under(out)), []).append(frame)
     for path, members in groups.items():
-        known = {} if overwrite else _read_frame_times(path)
+        known = {} if overwrite else read_frame_times(path)
         times = {frame.id: known.get(frame.id) or _read_timestamp(frame) for frame in members}
         if times != known:
             images.write_json(path, times)
 
 
-def _read_frame_times(path: Path) -> dict[str, int | None]:
+def read_frame_times(path: Path) -> dict[str, int | None]:
+    """What `write_frame_times` has written; {} if there is no such file, or a damaged one."""
     try:
         content = images.read_json(path)
     except (OSError, ValueError):

@@ -70,6 +70,32 @@ class Frame:
         return Frame(self.scene, self.view, self.id, Path(root))
 
 
+def picture_path(out: Path, kind: str, place: Path) -> Path:
+    """Path of the file of this kind that belongs to a picture which is no frame: `<kind>/<place>.<extension>`.
+
+    place: of the picture from the folder that all given pictures have in common, so equal names in two folders differ.
+    """
+    return out / kind / place.parent / f"{place.name}.{_KINDS[kind][1]}"
+
+
+def list_places(out: Path, kind: str) -> list[Path]:
+    """The places of all pictures that have a file of this kind, see picture_path."""
+    ending = f".{_KINDS[kind][1]}"
+    found = (out / kind).rglob(f"*{ending}")
+    return sorted(path.relative_to(out / kind).with_name(path.name.removesuffix(ending)) for path in found)
+
+
+def times_path(frame: Frame) -> Path:
+    """Path of the recording times of the frames of this scene and camera, beside their pictures."""
+    return frame.path("image").parent / "frames.json"
+
+
+def report_path(out: Path, name: str, shard: tuple[int, int]) -> Path:
+    """Path of what a program says about the shard (i, n) of its frames in the folder."""
+    suffix = "" if shard == (1, 1) else f".{shard[0]}-of-{shard[1]}"
+    return out / "reports" / f"{name}{suffix}.json"
+
+
 def parse_frame(text: str, root: Path = Path()) -> Frame:
     """Parse "scene/view/id", the form in which frames are printed; leading zeros of the id may be missing.
 

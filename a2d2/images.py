@@ -116,23 +116,30 @@ def _encode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
     return data.tobytes()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: under a temporary name in the same folder, then renamed. OSError if it fails."""
+@contextlib.contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a program that opens its file itself; it takes that name when the block ends
+    well and vanishes when it fails. OSError with the name `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut can leave the new name with no content behind it
+        yield temporary
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: under a temporary name in the same folder, then renamed. OSError if it fails."""
+    with whole_path(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut can leave the new name with no content behind it
 
 
 def write_json(path: Path, content: object) -> None:

@@ -1,8 +1,7 @@
 """Folders of predictions on disk: which pictures are predicted, where the files go, and what says how they were made.
 
 Files have the format of labels (docs/predictions.md). For a frame of a preprocessed dataset they have the same path as
-its labels, below another root. For any other picture it is `<kind>/<path of the picture>.<extension>`, with the
-picture's path from the folder that all given pictures have in common.
+its labels, below another root; for any other picture see frames.picture_path.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from a2d2.frames import CONFIDENCE_KINDS, DERIVED_KINDS, Frame, list_frames
+from a2d2.frames import Frame, list_frames, list_places, picture_path
 from a2d2.images import ImageError, lock_folder, read_image, read_json, write_json
 
 FORMAT_VERSION = 1
@@ -44,17 +43,11 @@ class Picture:
 
     def find_file(self, out: Path, kind: str) -> Path:
         """Where the file of this kind is, in the folder `out`."""
-        return self.frame.under(out).path(kind) if self.frame is not None else find_file(out, kind, self.place)
+        return self.frame.under(out).path(kind) if self.frame is not None else picture_path(out, kind, self.place)
 
     def read(self) -> UInt8[np.ndarray, "h w 3"]:
         """ImageError for a damaged file."""
         return read_image(self.path) if self.frame is not None else read_any_picture(self.path)
-
-
-def find_file(out: Path, kind: str, place: Path) -> Path:
-    """Where the file of this kind is that belongs to a picture which is no frame."""
-    _, extension = (DERIVED_KINDS | CONFIDENCE_KINDS)[kind]
-    return out / kind / place.parent / f"{place.name}.{extension}"
 
 
 def read_any_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -136,11 +129,7 @@ def list_predicted(out: Path, kinds: Sequence[str]) -> list[Picture]:
     base = Path(read_json(out / "dataset.json")["predictions"]["source"])
     if not base.is_dir():
         raise FileNotFoundError(f"the pictures that {out} is about are not in {base} any more")
-    places = set()
-    for kind in kinds:
-        ending = "." + DERIVED_KINDS[kind][1]
-        for path in (out / kind).rglob(f"*{ending}"):
-            places.add(path.relative_to(out / kind).with_name(path.name.removesuffix(ending)))
+    places = {place for kind in kinds for place in list_places(out, kind)}
     pictures = [Picture(base / place, place) for place in sorted(places) if place.parent.suffix.lower() not in VIDEOS]
     if missing := [picture for picture in pictures if not picture.path.is_file()]:
         raise FileNotFoundError(

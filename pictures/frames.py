@@ -1,45 +1,26 @@
 """Panels of frames: what networks and files with predictions say about a frame, beside its labels."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
+from a2d2.checks.known import MAIN_VIEW
 from a2d2.dataset import FrameDataset
 from a2d2.frames import Frame
-from experiment import Data, Predicted, Source, Trained
+from experiment import Data, Source
 from pictures.panel import Model, Panel
-from scoring.predictors import FilePredictor, NetPredictor
+from scoring.predictors import make_predictor
 from tasks.options import OPTIONS
 from tasks.task import Task
+from training.cycle import copy_to_cpu
 
 
-def make_predictor(source: Source, device: torch.device) -> NetPredictor | FilePredictor:
-    if isinstance(source, Trained):
-        return NetPredictor(source.net.to(device), source.tasks, source.size, device, contextlib.nullcontext)
-    assert isinstance(source, Predicted)
-    return FilePredictor(source.folder, source.about, source.size)
-
-
-@torch.no_grad()
 def predict_frame(source: Source, frame: Frame, data: Data, device: torch.device) -> dict[str, Any]:
-    """What a source says about a frame, at the size of the dataset: task -> one row; tasks without a file are left
-    out."""
-    if isinstance(source, Trained):
-        image = FrameDataset([frame], data.roots, {}, size=source.size)[0]["image"][None].to(device)
-        outputs = source.net(image, dict.fromkeys(source.tasks))
-        return {name: source.tasks[name].predict(output, data.size)[0] for name, output in outputs.items()}
-    predictor, found = make_predictor(source, device), {}
-    for name, task in source.tasks.items():
-        with contextlib.suppress(FileNotFoundError):
-            found[name] = predictor.read(frame, task, data.size)
-    return found
-
-
-def move_to_cpu(prediction: Any) -> Any:
-    return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, prediction)
+    """What a source says about a frame, at the size of the dataset: task -> one row, on the CPU; tasks without a file
+    are left out."""
+    found = make_predictor(source, device).predict_frame(frame, data.roots, source.tasks, data.size)
+    return {name: copy_to_cpu(prediction) for name, prediction in found.items()}
 
 
 def make_panel(
@@ -58,7 +39,7 @@ def make_panel(
     sample = FrameDataset([frame], data.roots, tasks, size=data.size)[0]
     models = []
     for name, source in sources.items():
-        predictions = {task: move_to_cpu(each) for task, each in predict_frame(source, frame, data, device).items()}
+        predictions = predict_frame(source, frame, data, device)
         models.append(Model(name, source.tasks, predictions, describe_source(source, frame)))
     root = data.roots[frame.root]
     return Panel(
@@ -67,7 +48,7 @@ def make_panel(
         models,
         tasks,
         sample["targets"],
-        matrix=sample["camera"].double().numpy() if frame.view == "front_center" else None,
+        matrix=sample["camera"].double().numpy() if frame.view == MAIN_VIEW else None,
         pose=root.poses.get(frame.view),
     )
 

@@ -4,8 +4,6 @@ Needs `pip install rerun-sdk` (MIT or Apache 2.0). The viewer shows pictures, cl
 over time, and the labelled depth points in 3-D, in the camera's coordinates (x forward, y left, z up, metres).
 """
 
-import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from tqdm import tqdm
 
 from a2d2.dataset import FrameDataset
 from a2d2.frames import Frame
+from a2d2.images import whole_path
 from experiment import Data, Source
 from scoring.bootstrap import read_times
 from tasks.task import Task
@@ -31,13 +30,11 @@ def write_recording(
         import rerun
     except ImportError as error:
         raise ValueError("recordings need Rerun, which is not installed: pip install rerun-sdk") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     tasks: dict[str, Task] = {name: task for source in sources.values() for name, task in source.tasks.items()}
     dataset = FrameDataset(frames, data.roots, tasks, size=data.size)
     times = read_times(frames)
     recording = rerun.RecordingStream("asymmetric-multitask")
-    try:
+    with whole_path(path) as temporary:
         recording.save(str(temporary))
         recording.log("world", rerun.ViewCoordinates.FLU, static=True)
         for number, frame in enumerate(tqdm(frames, desc="record", unit="frame")):
@@ -55,7 +52,4 @@ def write_recording(
                         recording.log([*entity.split("/"), run], archetype)
         recording.flush()
         recording.disconnect()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(frames)

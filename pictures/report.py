@@ -21,16 +21,16 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 from tqdm import tqdm
 
-from pictures.curves import collect_curves, read_log
+from experiment import Trained
+from pictures.curves import COLORS, collect_curves, read_log
 from pictures.frames import make_panel
 from pictures.panel import draw_panel, render_figure
-from scoring.compare import DELTA_M
-from scoring.table import collect_rows, show, show_interval
+from scoring.table import collect_rows, list_tables
 from training.files import whole_file
+from training.run import flatten_config
 
 LIMIT = 8_000_000  # bytes
 PANEL_WIDTH = 1300  # pixels
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")  # Okabe and Ito
 RANKS = ("best", "median", "worst")
 
 STYLE = """
@@ -74,10 +74,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 Cell = tuple[str, float | None] | str
 """What a cell shows, and, of a number, its value."""
-
-
-def number(value: float | None) -> Cell:
-    return show(value), value
 
 
 def as_cell(text: str) -> Cell:
@@ -199,41 +195,11 @@ def _draw_scores(done: Any, colors: Mapping[str, str]) -> str:
 
 def _describe_comparison(comparison: Mapping[str, Any]) -> str:
     parts = []
-    if comparison.get("baseline"):
-        baseline = comparison["baseline"]
-        tasks = list(dict.fromkeys(task for row in baseline["rows"].values() for task in row["tasks"]))
-        header = ["run", "Delta-m %", "95 % interval", *(f"without {task}" for task in tasks)]
-        header += [*(f"{task} %" for task in tasks), "difference of mean skills", "95 % interval"]
-        rows: list[list[Cell]] = [
-            [
-                run, number(row["delta_m"]), show_interval(row["interval"]),
-                *(number(row["without"].get(task)) for task in tasks),
-                *(number(row["terms"].get(task)) for task in tasks),
-                number(row["skill_difference"]), show_interval(row["skill_interval"]),
-            ]
-            for run, row in baseline["rows"].items()
-        ]  # fmt: skip
-        named = ", ".join(baseline["baselines"])
-        parts.append(f"<h3>Against {html.escape(named)}</h3>{make_table(header, rows)}")
-        parts.append(f'<p class="note">{html.escape(DELTA_M)}</p>')
-    if comparison.get("seeds"):
-        rows = [
-            [name, number(float(len(one["runs"]))), task, number(one["mean"]), number(one["spread"])]
-            for name, tasks in comparison["seeds"].items()
-            for task, one in tasks.items()
-        ]
-        parts.append("<h3>Runs that differ by their seed alone</h3>")
-        parts.append(make_table(["runs like", "runs", "task", "mean", "standard deviation"], rows))
-    if comparison.get("pairs"):
-        rows = [
-            [
-                row["a"], row["b"], row["task"], number(row["difference"]), show_interval(row["interval"]),
-                number(row["probability"]),
-            ]
-            for row in comparison["pairs"]
-        ]  # fmt: skip
-        parts.append("<h3>Differences</h3>")
-        parts.append(make_table(["A", "B", "task", "A - B", "95 % interval", "P(A > B)"], rows))
+    for table in list_tables(comparison):
+        rows = [[as_cell(text) for text in row] for row in table.rows]
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+        parts.append(f"<h3>{html.escape(table.title)}</h3>{make_table(table.header, rows)}")
+        parts.append(f'<ul class="note">{notes}</ul>')
     return "<h2>Comparison</h2>" + "".join(parts) if parts else ""
 
 
@@ -315,8 +281,8 @@ def _draw_precision(curves: Mapping[str, Mapping[str, list[float]]], colors: Map
 
 def _find_folder(source: Any) -> Path | None:
     """The run folder that weights come from, if they lie in one."""
-    path = getattr(source, "path", None)
-    return path.parent if path is not None and (path.parent / "config.yaml").is_file() else None
+    folder = source.path.parent if isinstance(source, Trained) else None
+    return folder if folder is not None and (folder / "config.yaml").is_file() else None
 
 
 def _draw_curves(done: Any, colors: Mapping[str, str]) -> str:
@@ -349,13 +315,6 @@ def _draw_curves(done: Any, colors: Mapping[str, str]) -> str:
     return "<h2>Training</h2>" + _arrange(parts) if parts else ""
 
 
-def _flatten(content: Any, key: str = "") -> dict[str, str]:
-    if isinstance(content, dict) and content:
-        parts = [_flatten(value, f"{key}.{name}".lstrip(".")) for name, value in content.items()]
-        return {name: value for part in parts for name, value in part.items()}
-    return {key: json.dumps(content, ensure_ascii=False)}
-
-
 def _describe_runs(done: Any) -> str:
     configs, facts = {}, {}
     for run in done.outcomes:
@@ -368,7 +327,8 @@ def _describe_runs(done: Any) -> str:
         }
         if folder is None:
             continue
-        configs[run] = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        configs[run] = {key: json.dumps(value, ensure_ascii=False) for key, value in flatten_config(config).items()}
         try:
             environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -418,8 +378,8 @@ def _draw_panels(done: Any, device: Any, room: int) -> str:
         sources = {run: done.sources[run] for run in having}
         panel = make_panel(frames[frame], done.data, sources, device, [task])
         for source in sources.values():
-            if hasattr(source, "net"):
-                source.net.cpu()
+            if isinstance(source, Trained):
+                source.net.cpu()  # a GPU need not hold the networks of all runs
         picture = Image.fromarray(render_figure(draw_panel(panel), PANEL_WIDTH))
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=82)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from a2d2.calibration import Camera, load_calibration
 from a2d2.console import allow_any_text, parse_shard
 from a2d2.derive import STOPPING_ERRORS, Outcome, Recipe
-from a2d2.frames import VIEWS, Frame, anchor, find_bus_root, find_calibration, list_frames, list_scenes
+from a2d2.frames import VIEWS, Frame, anchor, find_bus_root, find_calibration, list_frames, list_scenes, report_path
 from a2d2.images import lock_folder, read_json, sweep_temporary, write_json
 from preprocessing import _cluster, _pool
 
@@ -291,16 +291,11 @@ def _derive_units(kind: Kind, recipe: Recipe, units: list, skipped: int, argumen
     counts = _write_report(kind, recipe.out, outcomes, skipped, arguments)
     print(
         f"{kind.name}: {counts['done']} done, {skipped} skipped, {counts['missing']} missing input, "
-        f"{counts['failed']} failed; report in {_report_path(kind, recipe.out, arguments.shard)}"
+        f"{counts['failed']} failed; report in {report_path(recipe.out, kind.name, arguments.shard)}"
     )
     if counts["failed"]:
         return ERROR if arguments.strict else PARTLY_FAILED
     return DONE
-
-
-def _report_path(kind: Kind, out: Path, shard: tuple[int, int]) -> Path:
-    suffix = "" if shard == (1, 1) else f".{shard[0]}-of-{shard[1]}"
-    return out / "reports" / f"{kind.name}{suffix}.json"
 
 
 def _write_report(
@@ -313,5 +308,5 @@ def _write_report(
         report[status] = [{"frame": frame, "reason": reason} for frame, reason in rows]
     noticed = sorted((str(outcome.frame), outcome.counts) for outcome in outcomes if outcome.counts)
     report["noticed"] = [{"frame": frame, **counts} for frame, counts in noticed]
-    write_json(_report_path(kind, out, arguments.shard), report)
+    write_json(report_path(out, kind.name, arguments.shard), report)
     return by_status

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from a2d2.frames import Frame
-from a2d2.images import read_json
+from a2d2.derive import read_frame_times
+from a2d2.frames import Frame, times_path
 
 BLOCK_SECONDS = 5.0
 LEVEL = 0.95
@@ -36,13 +36,9 @@ def read_times(frames: Sequence[Frame]) -> list[float | None]:
     tables: dict[Path, dict] = {}
     times = []
     for frame in frames:
-        path = frame.path("image").parent / "frames.json"
+        path = times_path(frame)
         if path not in tables:
-            try:
-                found = read_json(path)
-            except (OSError, ValueError):
-                found = {}
-            tables[path] = found if isinstance(found, dict) else {}
+            tables[path] = read_frame_times(path)
         stamp = tables[path].get(frame.id)
         times.append(stamp / 1e6 if isinstance(stamp, int | float) and not isinstance(stamp, bool) else None)
     return times

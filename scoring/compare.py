@@ -48,7 +48,7 @@ class TaskResult:
         if self.draws is None or self.skill is None:
             return None
         pairs = zip(self.draws.tolist(), self.constant_draws.tolist(), strict=True)
-        skills = [self.task.skill(score, 0.0 if math.isnan(constant) else constant) for score, constant in pairs]
+        skills = [self.task.skill(score, constant) for score, constant in pairs]
         return np.array([math.nan if skill is None else skill for skill in skills])
 
 

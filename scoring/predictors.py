@@ -1,5 +1,6 @@
 """Where predictions come from when they are scored or drawn: a network that is run, or files that say what one said."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from a2d2.dataset import DatasetError, FrameDataset, PreprocessedDataset, index_labels
 from a2d2.frames import Frame
+from experiment import Predicted, Source, Trained
 from tasks.task import Task
 from training.cycle import move
 
@@ -30,6 +32,13 @@ class Predictor(ABC):
         score, at (width, height) `size`."""
 
     @abstractmethod
+    def predict_frame(
+        self, frame: Frame, roots: Mapping[Path, PreprocessedDataset], tasks: Mapping[str, Task], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """For each task one row for a frame, for labels of (width, height) `size`; a task without a prediction is left
+        out."""
+
+    @abstractmethod
     def predict(self, batch: Mapping[str, Any], scorers: Mapping[str, Task], size: tuple[int, int]) -> dict[str, Any]:
         """For each task with labelled rows in the batch the predictions for them, in the classes of its scorer."""
 
@@ -46,6 +55,12 @@ class NetPredictor(Predictor):
     def load(self, frames, roots, scorers, size, labels):
         return FrameDataset(frames, roots, scorers, size=self.size, target_size=size, labels=labels)
 
+    def predict_frame(self, frame, roots, tasks, size):
+        image = FrameDataset([frame], roots, {}, size=self.size)[0]["image"][None]
+        batch = {"image": image, "rows": dict.fromkeys(tasks)}
+        return {name: rows[0] for name, rows in self.predict(batch, tasks, size).items()}
+
+    @torch.no_grad()
     def predict(self, batch, scorers, size):
         self.net.eval()
         image = batch["image"].to(self.device, non_blocking=True)
@@ -90,8 +105,29 @@ class FilePredictor(Predictor):
         path = frame.under(self.folder).path(task.kind)
         return task.load_prediction(path, self.about[task.name], size, self.size)
 
+    def predict_frame(self, frame, roots, tasks, size):
+        found = {}
+        for name, task in tasks.items():
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = self.read(frame, task, size)
+        return found
+
     def predict(self, batch, scorers, size):
         return {name: scorers[name].batch_predictions(rows) for name, rows in batch["predictions"].items()}
+
+
+def make_predictor(
+    source: Source, device: torch.device, autocast: Callable = contextlib.nullcontext
+) -> NetPredictor | FilePredictor:
+    """What predicts for a run, whose network is moved to the device, or for files. ValueError for files that are about
+    no frames of a dataset."""
+    if isinstance(source, Trained):
+        net = source.net.to(device, memory_format=torch.channels_last)
+        return NetPredictor(net, source.tasks, source.size, device, autocast)
+    assert isinstance(source, Predicted)
+    if source.size is None:
+        raise ValueError(f"{source.folder} is about pictures without labels, so there is nothing to score")
+    return FilePredictor(source.folder, source.about, source.size)
 
 
 class _PredictedFrames(FrameDataset):

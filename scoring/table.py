@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scoring.compare import DELTA_M, average_skills
@@ -126,46 +127,38 @@ def format_details(results: Mapping[str, Scores]) -> str:
     return "\n".join(layout(["run", "task", "metric", "score", "constant"], rows))
 
 
-def format_comparison(comparison: Mapping[str, Any], markdown: bool = False) -> str:
+@dataclass(frozen=True)
+class Table:
+    """A table of texts with its title, and the notes that belong under it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def list_tables(comparison: Mapping[str, Any]) -> list[Table]:
     """Groups of seeds, the comparison with the baselines and differences of pairs, as far as there are any."""
-    blocks = []
-    if comparison.get("seeds"):
-        rows = [
-            [
-                name,
-                str(len(one["runs"])),
-                task,
-                show(one["mean"]),
-                show(one["spread"]),
-                " ".join(map(show, one["scores"])),
-            ]
-            for name, tasks in comparison["seeds"].items()
-            for task, one in tasks.items()
-        ]
-        header = ["runs like", "runs", "task", "mean", "spread", "scores"]
-        note = "runs that differ by their seed alone; spread: the standard deviation between them (n - 1)"
-        blocks.append([*layout(header, rows, markdown), *([""] if markdown else []), note])
-    if comparison.get("baseline"):
-        blocks.append(_list_baseline(comparison["baseline"], markdown))
-    pairs = comparison.get("pairs", [])
-    if pairs and len(pairs) <= MOST_PAIRS:
-        several = any(row["probability"] is not None for row in pairs)
-        header = ["A", "B", "task", "A - B", "95 % interval", *["P(A > B)"] * several]
-        rows = [
-            [row["a"], row["b"], row["task"], show(row["difference"]), show_interval(row["interval"])]
-            + [show(row["probability"])] * several
-            for row in pairs
-        ]
-        notes = ["A - B: difference of scores, of mean skills in the rows of all; both on the same draws"]
-        if several:
-            notes.append("P(A > B): the share of pairs of a run of A and one of B in which that of A is better")
-        blocks.append([*layout(header, rows, markdown), *([""] if markdown else []), *notes])
-    elif pairs:
-        blocks.append([f"{len(pairs)} differences of pairs of runs are in the JSON (--output)"])
-    return "\n\n".join("\n".join(block) for block in blocks)
+    tables = [
+        _list_seeds(comparison.get("seeds") or {}),
+        _list_baseline(comparison.get("baseline") or {"baselines": [], "rows": {}}),
+        _list_pairs(comparison.get("pairs") or []),
+    ]
+    return [table for table in tables if table.rows]
 
 
-def _list_baseline(baseline: Mapping[str, Any], markdown: bool) -> list[str]:
+def _list_seeds(seeds: Mapping[str, Any]) -> Table:
+    rows = [
+        [name, str(len(one["runs"])), task, show(one["mean"]), show(one["spread"]), " ".join(map(show, one["scores"]))]
+        for name, tasks in seeds.items()
+        for task, one in tasks.items()
+    ]
+    header = ["runs like", "runs", "task", "mean", "spread", "scores"]
+    notes = ["runs that differ by their seed alone; spread: the standard deviation between them (n - 1)"]
+    return Table("Seeds", header, rows, notes)
+
+
+def _list_baseline(baseline: Mapping[str, Any]) -> Table:
     tasks = list(dict.fromkeys(task for row in baseline["rows"].values() for task in row["tasks"]))
     header = ["run", "Delta-m %", "95 % interval", *(f"without {task}" for task in tasks)]
     header += [*(f"{task} %" for task in tasks), "skill - baseline's", "95 % interval"]
@@ -181,12 +174,41 @@ def _list_baseline(baseline: Mapping[str, Any], markdown: bool) -> list[str]:
         ]
         for run, row in baseline["rows"].items()
     ]
+    named = ", ".join(baseline["baselines"])
     notes = [
-        f"baseline: {', '.join(baseline['baselines'])}; {DELTA_M}",
+        f"baseline: {named}; {DELTA_M}",
         "skill - baseline's: the difference of mean skills over the tasks that both have, which a score near 0 does "
         "not rule as it rules Delta-m",
     ]
-    return [*layout(header, rows, markdown), *([""] if markdown else []), *notes]
+    return Table(f"Against {named}", header, rows, notes)
+
+
+def _list_pairs(pairs: Sequence[Mapping[str, Any]]) -> Table:
+    several = any(row["probability"] is not None for row in pairs)
+    header = ["A", "B", "task", "A - B", "95 % interval", *["P(A > B)"] * several]
+    rows = [
+        [row["a"], row["b"], row["task"], show(row["difference"]), show_interval(row["interval"])]
+        + [show(row["probability"])] * several
+        for row in pairs
+    ]
+    notes = ["A - B: difference of scores, of mean skills in the rows of all; both on the same draws"]
+    if several:
+        notes.append("P(A > B): the share of pairs of a run of A and one of B in which that of A is better")
+    return Table("Differences", header, rows, notes)
+
+
+def format_comparison(comparison: Mapping[str, Any], markdown: bool = False) -> str:
+    """The tables of list_tables as text; more than MOST_PAIRS differences are only counted."""
+    pairs = comparison.get("pairs", [])
+    many = len(pairs) > MOST_PAIRS
+    shown = {**comparison, "pairs": []} if many else comparison
+    blocks = [
+        [*layout(table.header, table.rows, markdown), *([""] if markdown else []), *table.notes]
+        for table in list_tables(shown)
+    ]
+    if many:
+        blocks.append([f"{len(pairs)} differences of pairs of runs are in the JSON (--output)"])
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def format_results(

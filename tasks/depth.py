@@ -136,6 +136,8 @@ class Depth(Task):
         "mae": "MAE in metres by true distance",
         "delta1": "share within a factor of 1.25 (delta1) by true distance",
     }
+    error_key: ClassVar[str] = "relative error at each point\nblack: 0, yellow: 0.5 or more"
+    hub_tag: ClassVar[str] = "depth-estimation"
     resolution: ClassVar[float] = 1 / DEPTH_SCALE  # a step of the stored depth, at 1 m; farther away it is finer
     Options = DepthOptions
     options: DepthOptions
@@ -222,7 +224,11 @@ class Depth(Task):
     def batch_predictions(self, predictions: list[Tensor]) -> Float[Tensor, "B H W"]:
         return torch.stack(predictions)
 
-    hub_tag: ClassVar[str] = "depth-estimation"
+    def describe_units(self, focal_length: float) -> str:
+        return (
+            f"{self.name}: metres for a focal length of {focal_length:.2f} x the width of the picture; with another "
+            "lens they are off by the ratio of the focal lengths"
+        )
 
     def export_names(self) -> dict[str, str]:
         return {"depth": "float32 (batch, H, W): metres along the optical axis"}
@@ -285,8 +291,6 @@ class Depth(Task):
             points = np.stack([ahead, left, up], axis=1)
             recorded.append(("world/lidar", rerun.Points3D(points, colors=colors, radii=0.05)))
         return recorded
-
-    error_key: ClassVar[str] = "relative error at each point\nblack: 0, yellow: 0.5 or more"
 
     def draw_key(self, axes: Axes, view: View) -> None:
         """One bar of colours for ground truth and all predictions, in metres."""

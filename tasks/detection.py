@@ -495,6 +495,7 @@ class Detection(Task):
         "errors": "number of errors of each kind (TIDE)",
         "loss": "AP50 lost by each kind of error (TIDE)",
     }
+    hub_tag: ClassVar[str] = "object-detection"
     learns_from_empty: ClassVar[bool] = True  # all of it is background
     labels_for_statistics: ClassVar[int] = 2000  # small files, and frames with too many boxes are to be reported
     Options = DetectionOptions
@@ -725,8 +726,6 @@ class Detection(Task):
 
     def batch_predictions(self, predictions: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         return predictions
-
-    hub_tag: ClassVar[str] = "object-detection"
 
     def export_names(self) -> dict[str, str]:
         suppressed = f"keep those above {self.options.score_threshold:g}, suppress by class above IoU "

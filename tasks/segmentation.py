@@ -154,6 +154,8 @@ class Segmentation(Task):
     primary_metric: ClassVar[str] = "miou"
     better: ClassVar[str] = "higher"
     group_titles: ClassVar[Mapping[str, str]] = {"iou": "IoU by class"}
+    error_key: ClassVar[str] = "orange: wrong pixels\ndark: no label"
+    hub_tag: ClassVar[str] = "image-segmentation"
     Options = SegmentationOptions
     options: SegmentationOptions
 
@@ -302,8 +304,6 @@ class Segmentation(Task):
     def batch_predictions(self, predictions: list[Tensor]) -> UInt8[Tensor, "B H W"]:
         return torch.stack(predictions)
 
-    hub_tag: ClassVar[str] = "image-segmentation"
-
     def export_names(self) -> dict[str, str]:
         return {"segmentation": "uint8 (batch, H, W): ids of the classes listed under files"}
 
@@ -349,8 +349,6 @@ class Segmentation(Task):
             ("camera/segmentation", rerun.AnnotationContext(about)),
             ("camera/segmentation", rerun.SegmentationImage(classes)),
         ]
-
-    error_key: ClassVar[str] = "orange: wrong pixels\ndark: no label"
 
     def draw_error(
         self, axes: Axes, view: View, prediction: UInt8[Tensor, "H W"], target: UInt8[Tensor, "H W"]

@@ -195,6 +195,9 @@ class Steering(Task):
     def batch_predictions(self, predictions: list[Tensor]) -> Float[Tensor, "B horizon"]:
         return torch.stack(predictions)
 
+    def describe_units(self, focal_length: float) -> str:
+        return f"{self.name}: degrees of the steering wheel of A2D2's car, left positive"
+
     def export_names(self) -> dict[str, str]:
         return {"steering": "float32 (batch, horizon): degrees of the steering wheel, left positive"}
 

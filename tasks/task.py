@@ -110,6 +110,8 @@ class Task(ABC):
     resolution: ClassVar[float] = 0.0  # of the labels, in units of the primary metric where lower is better
     learns_from_empty: ClassVar[bool] = False  # whether a label of count 0 says something, as that of an empty frame
     group_titles: ClassVar[Mapping[str, str]] = {}  # of metrics "<group>/<member>", what a plot of a group shows
+    error_key: ClassVar[str] = ""  # what `draw_error` draws; empty for a task without it
+    hub_tag: ClassVar[str] = ""  # what the Hugging Face hub calls the task
     labels_for_statistics: ClassVar[int] = 500  # labels that are read for them at most, evenly spaced
     Options: ClassVar[type[TaskOptions]]
 
@@ -248,7 +250,12 @@ class Task(ABC):
     def batch_predictions(self, predictions: list[Any]) -> Any:
         """Rows as `load_prediction` returns them as one batch, as `predict` returns it."""
 
-    hub_tag: ClassVar[str] = ""  # what the Hugging Face hub calls the task
+    def describe_units(self, focal_length: float) -> str:
+        """What a prediction means on a picture of an unknown camera; empty where there is nothing to say.
+
+        focal_length: that of the training pictures, in widths of the picture.
+        """
+        return ""
 
     def export_names(self) -> dict[str, str]:
         """The tensors that `export_output` returns, and what each is."""
@@ -288,8 +295,6 @@ class Task(ABC):
         camera: given with a target, the pinhole matrix, for what is shown in 3-D too.
         """
         return []
-
-    error_key: ClassVar[str] = ""  # what `draw_error` draws; empty for a task without it
 
     def draw_error(self, axes: Axes, view: View, prediction: Any, target: Target) -> None:
         """Draw where one row's prediction is wrong, and how much."""

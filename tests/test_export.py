@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from derived_root import write_root
-from tiny_run import run_train, write_config
+from tiny_run import make_run
 
 from a2d2.frames import list_frames
 from a2d2.images import read_image
@@ -24,10 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     write_root(folder / "root")
-    path = write_config(folder / "tiny.yaml", folder / "root")
-    with pytest.MonkeyPatch.context() as patch:
-        assert run_train(patch, path, folder / "run") == 0
-    return folder / "run"
+    return make_run(folder)
 
 
 def export(*arguments):

@@ -17,7 +17,7 @@ import torch
 from derived_root import MATRIX, SIZE, write_root
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tiny_run import run_train, write_config
+from tiny_run import make_run
 
 import evaluate
 import predict
@@ -43,11 +43,7 @@ def folder(tmp_path_factory):
 def run(folder):
     """A run whose network predicts something: boxes get scores above the threshold."""
     write_root(folder / "root")
-    path = write_config(folder / "tiny.yaml", folder / "root")
-    with pytest.MonkeyPatch.context() as patch:
-        options = ["tasks.detection.score_threshold=0.001", "evaluate.protocol.detection.min_size=1"]
-        assert run_train(patch, path, folder / "run", *options) == 0
-    return folder / "run"
+    return make_run(folder, "tasks.detection.score_threshold=0.001", "evaluate.protocol.detection.min_size=1")
 
 
 @pytest.fixture

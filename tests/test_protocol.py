@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from derived_root import write_root
-from tiny_run import run_train, write_config
+from tiny_run import make_run
 
 import evaluate
 from tasks import TASKS
@@ -25,10 +25,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     write_root(folder / "root")
-    path = write_config(folder / "tiny.yaml", folder / "root")
-    with pytest.MonkeyPatch.context() as patch:
-        assert run_train(patch, path, folder / "run") == 0
-    return folder / "run"
+    return make_run(folder)
 
 
 def vary(run, name, change):

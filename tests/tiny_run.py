@@ -3,6 +3,7 @@
 import json
 import signal
 
+import pytest
 import torch
 import yaml
 from torch.utils._pytree import tree_flatten_with_path
@@ -45,6 +46,13 @@ def write_config(path, root, **data):
 def run_train(patch, config, folder, *options):
     patch.setattr("sys.argv", ["train.py", "--config", str(config), "--run", str(folder), *options])
     return train.main()
+
+
+def make_run(folder, *options, name="run"):
+    """Train on the hand-made dataset `folder`/root; return the run folder, `folder`/`name`."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, write_config(folder / "tiny.yaml", folder / "root"), folder / name, *options) == 0
+    return folder / name
 
 
 def stop_at_check(patch, number):

@@ -26,6 +26,11 @@ def move(batch: Any, device: torch.device) -> Any:
     return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, batch)
 
 
+def copy_to_cpu(batch: Any) -> Any:
+    """All tensors on the CPU, with their values there: unlike `move`, which may return before a GPU has sent them."""
+    return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, batch)
+
+
 def count_labels(names: Sequence[str], cycle: Cycle) -> tuple[list[float], list[float]]:
     """Of each name, the sum of the counts in a rank's micro-batches, and the number of their labelled rows."""
     found = {name: [batch["counts"][name] for batch in cycle if name in batch["counts"]] for name in names}

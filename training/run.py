@@ -283,18 +283,19 @@ def find_recipe(folder: Path, record: Record | None) -> tuple[str, int] | None:
         return None
     if record is None or not isinstance(content, dict) or not isinstance(content.get("seed"), int):
         return None
-    kept = {key: value for key, value in _flatten(content).items() if key != "seed"}
+    free = ("seed", *_FREE_KEYS)
+    config = flatten_config(content)
+    kept = {key: config[key] for key in config if not any(f"{key}.".startswith(f"{name}.") for name in free)}
     frames = {key: record.to_dict(with_labels=False)[key] for key in ("subsets", "assignment", "identity", "inherited")}
     digest = hashlib.sha256(json.dumps([kept, frames], sort_keys=True, default=str).encode()).hexdigest()[:16]
     return digest, content["seed"]
 
 
-def _flatten(content: object, key: str = "") -> dict[str, Any]:
-    if key in _FREE_KEYS:
-        return {}
-    if not isinstance(content, dict):
+def flatten_config(content: Any, key: str = "") -> dict[str, Any]:
+    """A config as one dict: "block.option" -> value."""
+    if not (isinstance(content, dict) and content):
         return {key: content}
-    parts = [_flatten(value, f"{key}.{name}".lstrip(".")) for name, value in content.items()]
+    parts = [flatten_config(value, f"{key}.{name}".lstrip(".")) for name, value in content.items()]
     return {name: value for part in parts for name, value in part.items()}
 
 

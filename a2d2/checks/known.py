@@ -94,6 +94,8 @@ REGRESSION_PIXELS = {
 }
 # section 8: recorded -> undistorted pixels of front_center, for a picture of FULL_SIZE
 FULL_SIZE = (1920, 1208)
+# section 8: CamMatrix of front_center: focal lengths in x and y, centre in x and y, pixels
+FRONT_MATRIX = (1687.3369140625, 1783.428466796875, 965.43414055823814, 684.4193604186803)
 LENS_POINTS = {
     (0, 0): (-68.5, -86.7),
     (480, 604): (513.5, 609.8),

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from a2d2.boxes import find_hull
 from a2d2.calibration import Calibration, load_calibration, map_centres
+from a2d2.checks.known import FRONT_MATRIX, FULL_SIZE
 from a2d2.classes import COLOUR_NAMES
 from a2d2.frames import Frame, bus_path
 from a2d2.images import encode_png, read_json, sweep_temporary, write_bytes, write_json
@@ -25,7 +26,6 @@ from a2d2.synthetic.render import render_camera, scan_lidars
 from a2d2.synthetic.world import Item, Moment, World, build_world
 
 VIEW = "front_center"
-FULL_SIZE = (1920, 1208)
 _FARTHEST_BOX = 80.0  # metres; A2D2 does not label far objects
 _FEWEST_PIXELS = 40  # visible pixels of a labelled object, in a picture of 960 x 604
 _START = datetime(2020, 3, 2, 8, 0, 0, tzinfo=UTC)  # after the last drive of A2D2
@@ -75,9 +75,7 @@ def describe_rig(size: tuple[int, int]) -> dict:
                 "y-axis": [-0.021482638328964472, 0.9994877740097232, -0.02372100030596073],
             },
             "Lens": "Telecam",
-            "CamMatrix": _scale_matrix(
-                (1687.3369140625, 1783.428466796875, 965.43414055823814, 684.4193604186803), size
-            ),
+            "CamMatrix": _scale_matrix(FRONT_MATRIX, size),
             "CamMatrixOriginal": _scale_matrix(
                 (1844.1774422790927, 1841.5212239377258, 964.42990523863864, 679.5331911948183), size
             ),
