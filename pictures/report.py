@@ -41,7 +41,8 @@ h3 { font-size: 1.05em } .grid > div { min-width: 0 }
 @media (max-width: 900px) { .grid { grid-template-columns: minmax(0, 1fr) } }
 table { border-collapse: collapse; font-size: 13px; margin: .5em 0 } th, td { padding: 3px 9px; text-align: left }
 th { border-bottom: 1px solid #222; white-space: nowrap } td { border-bottom: 1px solid #eee }
-table.sortable th { cursor: pointer } table.sortable td { white-space: nowrap } th[aria-sort=ascending]::after { content: " \\25B2" }
+table.sortable th { cursor: pointer } table.sortable td { white-space: nowrap }
+th[aria-sort=ascending]::after { content: " \\25B2" }
 th[aria-sort=descending]::after { content: " \\25BC" }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 .note { color: #555; font-size: 13px } img { max-width: 100%; border: 1px solid #ddd } .wide { overflow-x: auto }

@@ -13,6 +13,7 @@ import yaml
 from derived_root import write_root
 from tiny_run import make_run
 
+import export
 from a2d2.frames import list_frames
 from a2d2.images import read_image
 from experiment import load_trained
@@ -27,16 +28,29 @@ def run(tmp_path_factory):
     return make_run(folder)
 
 
-def export(*arguments):
-    """In a process of its own, where shapes are not checked, because the exporter cannot trace the checks."""
-    command = [sys.executable, str(ROOT / "export.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def call(capsys):
+    """Run the script in this process: its exit code, and what it said of errors."""
+
+    def run_export(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["export.py", *map(str, arguments)])
+            capsys.readouterr()
+            try:
+                code = export.main()
+            except SystemExit as stop:  # of the parser
+                code = stop.code
+        return code, capsys.readouterr().err
+
+    return run_export
 
 
 def test_onnx_gives_what_pytorch_gives(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "net.onnx"
-    done = export(run, "--onnx", path)
+    # in a process of its own, where shapes are not checked, because the exporter cannot trace the checks
+    command = [sys.executable, str(ROOT / "export.py"), str(run), "--onnx", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "6 pictures compared" in done.stdout and "depth: largest difference" in done.stdout
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -67,35 +81,35 @@ def test_onnx_gives_what_pytorch_gives(run, tmp_path):
     assert set(json.loads(meta["outputs"])) == set(found)
 
 
-def test_a_card_has_what_the_hub_shows(run):
-    done = export(run, "--card")
-    assert done.returncode == 0, done.stderr
+def test_a_card_has_what_the_hub_shows(run, call):
+    assert call(run, "--card") == (0, "")
     text = (run / "README.md").read_text()
     head, body = text.split("---\n")[1:3]
     meta = yaml.safe_load(head)
     assert meta["license"] == "other" and "depth-estimation" in meta["tags"]
     scores = json.loads((run / "best.json").read_text())["scores"]
     assert f"| depth | val | abs_rel | {scores['depth']['score']:.4g} |" in body
+    assert "- depth: metres for a focal length of 0.78 x the width" in body and "- steering: degrees" in body
     assert "CC BY-ND 4.0" in body and "Frames: train 2, val 2, test 2." in body
 
 
-def test_scores_of_other_weights_do_not_come_into_a_card(run, tmp_path):
+def test_scores_of_other_weights_do_not_come_into_a_card(run, tmp_path, call):
     shutil.copy(run / "best.json", tmp_path / "best.json")
     shutil.copy(run / "best.safetensors", tmp_path / "other.safetensors")
-    assert export(tmp_path / "other.safetensors", "--card").returncode == 0
+    assert call(tmp_path / "other.safetensors", "--card") == (0, "")
     assert "Not known" in (tmp_path / "README.md").read_text()
     scores = {"runs": {run.name: {"depth": {"weights": "0" * 64}}}}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    done = export(run, "--card", "--scores", tmp_path / "scores.json")
-    assert done.returncode == 2 and "with other weights than" in done.stderr
+    code, errors = call(run, "--card", "--scores", tmp_path / "scores.json")
+    assert code == 2 and "with other weights than" in errors
 
 
-def test_mistakes_are_one_line(run, tmp_path):
+def test_mistakes_are_one_line(run, tmp_path, call):
     for arguments, code, words in (
         ([run], 2, "nothing to do"),
         ([tmp_path, "--card"], 1, "has no best.safetensors"),
         ([run, "--onnx", tmp_path], 2, "is a folder; name a file"),
         ([run, "--card", "--scores", run / "best.json"], 2, "--scores has no run"),
     ):
-        done = export(*arguments)
-        assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+        found, errors = call(*arguments)
+        assert found == code and words in errors.splitlines()[-1]

@@ -231,7 +231,10 @@ def test_pictures_keep_their_place_and_size(run, pictures, tmp_path, call):
     out = tmp_path / "out"
     code, text, _ = call(predict, run, "--images", pictures, "--out", out)
     assert code == 0 and text.count("the camera of these pictures is unknown") == 1
-    assert "1 files that are no pictures are left out" in text
+    assert "1 files that are no pictures are left out" in text and "depth: metres for a focal length of 0.78 x" in text
+    # without a task that has a unit there is nothing to say
+    only = call(predict, run, "--images", pictures, "--out", tmp_path / "only", "--tasks", "segmentation")
+    assert only[0] == 0 and "unknown" not in only[1]
     for name, size in (("a/0001.jpg", (40, 72)), ("b/0001.jpg", (40, 72)), ("b/0001.png", (40, 50))):
         assert np.load(out / "segmentation" / f"{name}.npy").shape == size
         assert read_depth_png(out / "depth" / f"{name}.png").shape == size
