@@ -89,6 +89,7 @@ from training.sampling import (
     draw_budget,
     find_repeat_factors,
     hash_assignment,
+    hold_out,
     parse_assignment,
     read_assignment,
     write_assignment,
@@ -116,7 +117,10 @@ class Setup:
 
     def write_assignment(self) -> str:
         """The text of assignment.json."""
-        return write_assignment(self.frames, self.assignment)
+        held_out = {}
+        if self.config.data.hold_out:
+            _, held_out = assign_training_labels(self.config, self.frames, self.labels)
+        return write_assignment(self.frames, self.assignment, held_out)
 
     def build_streams(self) -> list[Stream]:
         """The streams of frames that training draws from."""
@@ -184,9 +188,8 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
         labels = {
             name: frozenset(by_name[frame] for frame in record.labels[name] if frame in by_name) for name in tasks
         }
-        assignment = read_kept_assignment(kept, data.subsets["train"]) or assign_training_labels(
-            config, data.subsets["train"], labels
-        )
+        frames = data.subsets["train"]
+        assignment = read_kept_assignment(kept, frames) or assign_training_labels(config, frames, labels)[0]
     frames = data.subsets["train"]
     if hash_assignment(frames, assignment) != record.assignment:
         raise ValueError(
@@ -243,7 +246,7 @@ def start_record(
     frames = data.subsets["train"]
     if not frames:
         raise ValueError(f"split {config.data.split!r} has no training frames in {', '.join(map(str, data.roots))}")
-    assignment = assign_training_labels(config, frames, labels)
+    assignment, _ = assign_training_labels(config, frames, labels)
     check_labels(config, frames, labels, assignment)
     collect_label_statistics(
         tasks, {name: [frames[index] for index in indices] for name, indices in assignment.items()},
@@ -286,15 +289,17 @@ def compute_repeat_factors(
 
 def assign_training_labels(
     config: Config, frames: list[Frame], labels: dict[str, frozenset[Frame]]
-) -> dict[str, list[int]]:
-    """Task -> the training frames, by index, whose label of it the regime uses."""
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Task -> the training frames, by index, whose label of it the regime uses, and those whose it holds out."""
     has_label = {name: [frame in found for frame in frames] for name, found in labels.items()}
     chosen, seed = config.data.labels, config.data.labels_seed
     if isinstance(chosen, str):
-        return assign_labels(has_label, chosen, seed)
-    if "file" in chosen:
-        return read_assignment(Path(chosen["file"]), frames, has_label)
-    return draw_budget(frames, has_label, chosen["budget"], seed)
+        assignment = assign_labels(has_label, chosen, seed)
+    elif "file" in chosen:
+        assignment = read_assignment(Path(chosen["file"]), frames, has_label)
+    else:
+        assignment = draw_budget(frames, has_label, chosen["budget"], seed)
+    return hold_out(frames, assignment, config.data.hold_out, seed)
 
 
 def check_labels(
@@ -405,7 +410,8 @@ def load_cycles(setup: Setup, first_step: int) -> Generator[Cycle, None, None]:
     options = setup.config.data
     sampler = setup.build_sampler(first_step)
     used: Mapping[str, Collection[Frame]] = setup.labels
-    if name_regime(setup.config) in ("budget", "file"):  # in the others a draw names the labels it may bring
+    # under the other regimes a draw names the labels it may bring, and all there are of these are used
+    if name_regime(setup.config) in ("budget", "file") or options.hold_out:
         used = {name: {setup.frames[index] for index in indices} for name, indices in setup.assignment.items()}
     augmentation = Augmentation(**options.augment.model_dump())
     dataset = FrameDataset(

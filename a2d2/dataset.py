@@ -5,10 +5,11 @@ Reads preprocessed datasets, as the scripts in preprocessing/ write them. The ca
 
 import hashlib
 import json
+import math
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from a2d2.calibration import Pose
 from a2d2.frames import Frame, list_frames
 from a2d2.images import read_image, read_json
 
+GRAY = 124  # of what is hidden: about the mean of natural pictures
+HOLE = (0.1, 0.3)  # smallest and largest side of a hole, in shares of the picture's
+BLUR = (0.001, 0.006)  # smallest and largest standard deviation of a blur, in widths of the picture
+
 
 class DatasetError(ValueError):
     """A preprocessed dataset cannot be used; the message gives the reason and what to do."""
@@ -31,15 +36,17 @@ class DatasetError(ValueError):
 @dataclass(frozen=True)
 class Geometry:
     """A geometric transform: a crop [left, top, width, height] of the source, resized to `size`, then flipped
-    horizontally if `flip`.
+    horizontally if `flip`. Last, the rectangles `holes` of the result are hidden.
 
-    All values are whole pixels; sizes are (width, height). `Geometry.identity(size)` changes nothing.
+    All values are whole pixels; sizes are (width, height). Holes are [left, top, right, bottom] in shares of width and
+    height. `Geometry.identity(size)` changes nothing.
     """
 
     source: tuple[int, int]
     crop: tuple[int, int, int, int]
     size: tuple[int, int]
     flip: bool = False
+    holes: tuple[tuple[float, float, float, float], ...] = ()
 
     @classmethod
     def identity(cls, source: tuple[int, int], size: tuple[int, int] | None = None) -> "Geometry":
@@ -94,6 +101,34 @@ class Geometry:
         """Whether a map keeps its pixels, but for a flip."""
         return self.crop == (0, 0, *self.source) and array.shape[1::-1] == self.size
 
+    def list_holes(self) -> list[tuple[slice, slice]]:
+        """The rows and columns of each hole of a result of `size`."""
+        width, height = self.size
+        return [
+            (slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width)))
+            for left, top, right, bottom in self.holes
+        ]
+
+    def hide(self, array: np.ndarray, nothing: int | float) -> np.ndarray:
+        """A map (H, W) of the result, with the value for "nothing" in the holes."""
+        if self.holes:
+            array = array.copy()
+            for hole in self.list_holes():
+                array[hole] = nothing
+        return array
+
+    def measure_hidden(self, boxes: np.ndarray) -> np.ndarray:
+        """The share of each box (n, 4), in pixels of the result, that holes hide; of overlapping ones at least."""
+        areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-9)
+        hidden = np.zeros(len(boxes))
+        scale = np.array([*self.size, *self.size])
+        for hole in self.holes:
+            left, top, right, bottom = np.array(hole) * scale
+            width = np.minimum(boxes[:, 2], right) - np.maximum(boxes[:, 0], left)
+            height = np.minimum(boxes[:, 3], bottom) - np.maximum(boxes[:, 1], top)
+            hidden = np.maximum(hidden, width.clip(min=0) * height.clip(min=0) / areas)
+        return hidden
+
     def map_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (n, 4) [x1, y1, x2, y2] of edges in the source -> in the result, not clipped."""
         scale, offset = np.array([*self.scale, *self.scale]), np.array([*self.crop[:2], *self.crop[:2]])
@@ -118,17 +153,25 @@ class Geometry:
             image = transforms.resized_crop(
                 image, top, left, height, width, [self.size[1], self.size[0]], antialias=True
             )
-        return transforms.horizontal_flip(image) if self.flip else image
+        image = transforms.horizontal_flip(image) if self.flip else image
+        if self.holes:
+            image = image.clone()
+            for rows, columns in self.list_holes():
+                image[:, rows, columns] = GRAY
+        return image
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random augmentation of a training frame: a horizontal flip with probability `flip`, a zoom drawn from the range
-    `scale` (1 or more), brightness, contrast and saturation changed by up to `color`."""
+    `scale` (1 or more), brightness, contrast and saturation changed by up to `color`, a Gaussian blur with probability
+    `blur`, and up to `cutouts` rectangles hidden."""
 
     flip: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.0
+    blur: float = 0.0
+    cutouts: int = 0
 
     def draw_geometry(self, source: tuple[int, int], size: tuple[int, int], rng: random.Random) -> Geometry:
         """Draw a geometry with `rng`.
@@ -148,6 +191,21 @@ class Augmentation:
             if self.color:
                 image = adjust(image, factor)
         return image
+
+    def blur_some(self, image: UInt8[torch.Tensor, "3 H W"], rng: random.Random) -> UInt8[torch.Tensor, "3 H W"]:
+        draw, sigma = rng.random(), rng.uniform(*BLUR) * image.shape[2]
+        if draw >= self.blur:
+            return image
+        return transforms.gaussian_blur(image, 2 * math.ceil(2 * sigma) + 1, sigma)
+
+    def cut_out(self, geometry: Geometry, rng: random.Random) -> Geometry:
+        """The geometry with up to `cutouts` holes; draws come last, and their number depends on that of the holes."""
+        holes = []
+        for _ in range(rng.randint(0, self.cutouts)):
+            width, height = rng.uniform(*HOLE), rng.uniform(*HOLE)
+            left, top = rng.random() * (1 - width), rng.random() * (1 - height)
+            holes.append((left, top, left + width, top + height))
+        return replace(geometry, holes=tuple(holes))
 
 
 @dataclass(frozen=True)
@@ -317,8 +375,9 @@ class FrameDataset(Dataset):
         else:
             rng = random.Random(seed)
             geometry = self.augmentation.draw_geometry(self.source, self.size, rng)
-            image = self.augmentation.change_color(image, rng)
-        target_geometry = Geometry(geometry.source, geometry.crop, self.target_size, geometry.flip)
+            image = self.augmentation.blur_some(self.augmentation.change_color(image, rng), rng)
+            geometry = self.augmentation.cut_out(geometry, rng)
+        target_geometry = replace(geometry, size=self.target_size)
         targets = self.load_targets(frame, names, target_geometry)
         camera = geometry.map_camera(root.cameras[frame.view])
         camera[[0, 1], [0, 1]] /= geometry.zoom

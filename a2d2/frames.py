@@ -38,6 +38,7 @@ CONFIDENCE_KINDS = {
     "segmentation_confidence": ("segmentationconfidence", "png"),
     "depth_confidence": ("depthconfidence", "png"),
     "boxes_confidence": ("boxesconfidence", "json"),
+    "boxes_dense": ("boxesdense", "npz"),
     "steering_confidence": ("steeringconfidence", "json"),
 }
 _KINDS = RAW_KINDS | DERIVED_KINDS | CONFIDENCE_KINDS

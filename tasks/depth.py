@@ -1,6 +1,6 @@
 """Monocular depth along the optical axis, in metres; primary metric AbsRel, capped at 80 m and averaged per image."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from a2d2.lidar import DEPTH_SCALE
 from models.heads import DepthHead
 from tasks.drawing import View, show_image, show_map, write_note
 from tasks.options import DepthOptions, DepthProtocol
-from tasks.task import Metrics, Task, average_rows, load_file, widen
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, average_rows, load_file, widen
 
 RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for scores by distance
 COLORS = "viridis_r"  # near is bright
@@ -34,14 +34,19 @@ def silog_losses(
     """Scale-invariant logarithmic error of each image (Eigen et al., arXiv 1406.2283), 0 where nothing is valid.
 
     mean(d^2) - lam * mean(d)^2 of d = log of the ratio, written as var(d) + (1 - lam) * mean(d)^2, which rounding
-    cannot make negative.
+    cannot make negative. `valid`: a mask, or a weight of each pixel, 0 for one that does not count.
     """
-    invalid = ~valid
+    invalid = valid == 0
     difference = (widen(log_depth) - target.clamp(min=1e-3).log()).masked_fill(invalid, 0.0)
-    count = valid.sum(dim=(1, 2)).clamp(min=1)
-    mean = difference.sum(dim=(1, 2)) / count
-    centred = (difference - mean[:, None, None]).masked_fill(invalid, 0.0)
-    return centred.square().sum(dim=(1, 2)) / count + (1 - lam) * mean.square()
+    if valid.dtype == torch.bool:
+        count = valid.sum(dim=(1, 2)).clamp(min=1)
+        mean = difference.sum(dim=(1, 2)) / count
+        centred = (difference - mean[:, None, None]).masked_fill(invalid, 0.0)
+        return centred.square().sum(dim=(1, 2)) / count + (1 - lam) * mean.square()
+    shares = valid / valid.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+    mean = (difference * shares).sum(dim=(1, 2))
+    centred = (difference - mean[:, None, None]).square() * shares
+    return centred.sum(dim=(1, 2)) + (1 - lam) * mean.square()
 
 
 class DepthMetrics(Metrics):
@@ -151,7 +156,7 @@ class Depth(Task):
 
     def transform(self, label: Float32[np.ndarray, "h w"], geometry: Geometry) -> Float32[Tensor, "H W"]:
         """A zoom makes things look nearer: depth is divided by the zoom, as if the focal length were the same."""
-        depth = torch.from_numpy(geometry.splat_nearest(label))
+        depth = torch.from_numpy(geometry.hide(geometry.splat_nearest(label), 0))
         return depth if geometry.zoom == 1 else depth / geometry.zoom
 
     def find_constant(self, labels: Iterable[Any], protocol: DepthProtocol | None = None) -> float | None:
@@ -239,6 +244,60 @@ class Depth(Task):
         """16-bit gray PNG: the distance of the prediction from that on the mirrored image, metres x 256."""
         spread = (self.predict(output, size) - self.predict(mirrored, size).flip(2)).abs()
         return [_encode_metres(row, least=0) for row in spread]
+
+    def blend(
+        self,
+        outputs: Sequence[TeacherOutput],
+        size: tuple[int, int],
+        calibration: Mapping[str, Any] | None = None,
+    ) -> SoftTarget:
+        """`metres` float32 (B, H, W), the geometric mean over teachers and mirror images, and `spread` (B, H, W), how
+        far the farthest of them is from the nearest, in metres."""
+        each = torch.stack(
+            [self._resize(output.flip(2) if mirrored else output, size).float() for output, mirrored in outputs]
+        )
+        return {"metres": each.mean(dim=0).exp(), "spread": each.amax(dim=0).exp() - each.amin(dim=0).exp()}
+
+    def encode_soft(
+        self, said: SoftTarget, row: int, size: tuple[int, int], calibration: Mapping[str, Any] | None = None
+    ) -> dict[str, bytes]:
+        return {
+            self.kind: self.encode_prediction(said["metres"][row]),
+            self.confidence_kind: _encode_metres(said["spread"][row], least=0),
+        }
+
+    def load_soft(
+        self, frame: Frame, about: Mapping[str, Mapping[str, Any]], own: tuple[int, int]
+    ) -> dict[str, np.ndarray] | None:
+        try:
+            metres = self.load_prediction(frame.path(self.kind), about[self.kind], own, own).numpy()
+        except FileNotFoundError:
+            return None
+        path = frame.path(self.confidence_kind)
+        stored = load_file(path, read_depth_png)
+        if stored is None or stored.shape != metres.shape:
+            raise ValueError(f"{path} is missing, or of another size than {frame.path(self.kind)}; make both again")
+        return {"metres": metres, "spread": stored.astype(np.float32) / DEPTH_SCALE}
+
+    def transform_soft(self, said: dict[str, np.ndarray], geometry: Geometry) -> SoftTarget:
+        """0 metres where something is hidden."""
+        metres = geometry.hide(geometry.sample_nearest(said["metres"]), 0)
+        spread = geometry.sample_nearest(said["spread"])
+        return {"metres": torch.from_numpy(metres / geometry.zoom), "spread": torch.from_numpy(spread / geometry.zoom)}
+
+    def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
+        """Images."""
+        return self.count(target["metres"]).double()
+
+    def soft_loss(self, output: Float[Tensor, "B H W"], target: SoftTarget) -> Float[Tensor, ""]:
+        """SILog of each image on the pixels that teachers are sure of, times their share."""
+        options = self.options.pseudo
+        known = self._valid(target["metres"])
+        weights = (known & (target["spread"] <= options.threshold)).to(widen(output).dtype)
+        if options.weighting == "confidence":
+            weights = weights * (-target["spread"] / options.threshold).exp()
+        losses = silog_losses(output, target["metres"], weights, self.options.silog_lambda)
+        return (losses * weights.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)).sum()
 
     def metrics(self, protocol: DepthProtocol | None = None) -> DepthMetrics:
         return DepthMetrics((protocol or DepthProtocol()).cap)

@@ -12,7 +12,7 @@ the size.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,8 +59,21 @@ from tasks.drawing import (
     write_label,
 )
 from tasks.options import DetectionOptions, DetectionProtocol, TaskProtocol
-from tasks.task import Metrics, Task, load_json
+from tasks.soft_boxes import (
+    LogitCounts,
+    blend_outputs,
+    calibrate_probabilities,
+    encode_locations,
+    find_learned,
+    measure_focal,
+    place_locations,
+    read_locations,
+    unblend,
+)
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, load_file, load_json
 
+DENSE_KIND = "boxes_dense"  # of the file with what teachers say at every location
+UNSURE = "unsure"  # in place of the class of a box that teachers are not sure of
 PADDING, IGNORED = -1, -2  # classes of rows of a target that are no box, and of ignored boxes
 BACKGROUND = -1  # in place of a box's row, of a location that has none; IGNORED where it may lie in an object
 ROWS = ("boxes", "classes", "known", "visible")  # of a target, what has a row for each box
@@ -534,6 +547,7 @@ class Detection(Task):
         extent = clipped[:, 2:] - clipped[:, :2]
         there = (extent > 0).all(axis=1)
         visible = np.array([box["visible"] for box in label]) * extent.prod(axis=1) / np.maximum(whole, 1e-9)
+        visible *= 1 - geometry.measure_hidden(clipped)
         found = [find_object_class(box["class"]) for box in label]
         known = np.array([-1 if index is None else self.group_of[index] for index in found])
         counts = (known >= 0) & (visible >= self.options.min_visible) & (extent.min(axis=1) >= self.options.min_size)
@@ -747,6 +761,154 @@ class Detection(Task):
         """JSON: `scores`, in the order of the boxes in their file."""
         scores = (each["scores"].sort(descending=True, stable=True).values.tolist() for each in prediction)
         return [encode_json({"scores": row}) for row in scores]
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        """Of the dense output. ValueError for the box grid."""
+        if not isinstance(self.box_coder, DenseBoxCoder):
+            raise ValueError("tasks.detection.box_coder: the box grid cannot teach, nor learn dense soft targets")
+        return self.box_coder.strides
+
+    def blend(
+        self,
+        outputs: Sequence[TeacherOutput],
+        size: tuple[int, int],
+        calibration: Mapping[str, Any] | None = None,
+    ) -> SoftTarget:
+        """See blend_outputs; the probabilities are calibrated."""
+        assert self._strides
+        said = blend_outputs(outputs)
+        return said | {"scores": calibrate_probabilities(said["scores"], (calibration or {}).get("dense"))}
+
+    def calibrate(self, said: Iterable[tuple[SoftTarget, Target]]) -> dict[str, Any]:
+        """`dense`, and `boxes` after suppression: slope and offset of the logits of their scores. At a location the
+        truth is whether it is matched with a box of the class, of a box whether it has one of its class to itself with
+        an IoU of 0.5; ignored ones do not count."""
+        dense, boxes = LogitCounts(), LogitCounts()
+        pairs = [({name: value.cpu() for name, value in one.items()}, target) for one, target in said]
+        for one, target in pairs:
+            prepared = [self.prepare_loss({name: value[row] for name, value in target.items()})
+                        for row in range(len(target["classes"]))]  # fmt: skip
+            for row, each in enumerate(prepared):
+                match = each["match"].long()
+                kinds = each["classes"][match.clamp(min=0)].masked_fill(match < 0, PADDING)
+                right = kinds[:, None] == torch.arange(len(self.names))
+                known = match != IGNORED
+                dense.add(one["scores"][row][known].flatten().numpy(), right[known].flatten().numpy())
+        line = dense.fit()
+        for one, target in pairs:
+            moved = one | {"scores": calibrate_probabilities(one["scores"], line)}
+            metrics = DetectionMetrics(self.names, DetectionProtocol(min_size=0.0, min_visible=0.0))
+            found = [self._find_boxes(moved, row, None, tuple(one["size"][row].tolist()))
+                     for row in range(len(target["classes"]))]  # fmt: skip
+            counted = (target["classes"] >= 0) | (target["classes"] == PADDING)
+            metrics.update(found, target | {"known": target["known"].where(counted, -1)})
+            matches = match_images(metrics.images, THRESHOLDS[:1])
+            shown = ~matches.ignored[0]
+            boxes.add(matches.score[shown], matches.correct[0, shown])
+        return {"dense": list(line), "boxes": list(boxes.fit())}
+
+    def _find_boxes(
+        self, said: SoftTarget, row: int, line: Sequence[float] | None, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """The boxes after suppression, for a picture of (width, height) `size`, with scores calibrated by the line."""
+        (found,) = self.predict(unblend(said, self._strides, row), size)
+        return found | {"scores": calibrate_probabilities(found["scores"], line)}
+
+    def describe_soft_files(self, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+        dense = {"size": list(size), "strides": list(self._strides), "classes": list(self.names)}
+        return {self.kind: self.describe_files(), DENSE_KIND: dense}
+
+    def find_soft_conflict(self, about: Mapping[str, Mapping[str, Any]], size: tuple[int, int]) -> str | None:
+        if self.options.pseudo.targets == "boxes":
+            return super().find_soft_conflict(about, size)
+        if not isinstance(self.box_coder, DenseBoxCoder):
+            return "the box grid cannot learn dense soft targets: take tasks.detection.pseudo.targets=boxes"
+        own = {"size": list(size), "strides": list(self._strides), "classes": list(self.names)}
+        given = about.get(DENSE_KIND)
+        if given is None:
+            return f"they have none of {self.name}"
+        if differing := [name for name in own if own[name] != given.get(name)]:
+            name = differing[0]
+            return (
+                f"their teacher has {name} {given.get(name)}, this network {own[name]}: take the same network, or "
+                "tasks.detection.pseudo.targets=boxes"
+            )
+        return None
+
+    def encode_soft(
+        self, said: SoftTarget, row: int, size: tuple[int, int], calibration: Mapping[str, Any] | None = None
+    ) -> dict[str, bytes]:
+        found = self._find_boxes(said, row, (calibration or {}).get("boxes"), size)
+        return {self.kind: self.encode_prediction(found), DENSE_KIND: encode_locations(said, row)}
+
+    def load_soft(
+        self, frame: Frame, about: Mapping[str, Mapping[str, Any]], own: tuple[int, int]
+    ) -> dict[str, np.ndarray] | list[dict] | None:
+        if self.options.pseudo.targets == "boxes":
+            try:
+                found = self.load_prediction(frame.path(self.kind), about[self.kind], own, own)
+            except FileNotFoundError:
+                return None
+            return self._choose_boxes(found)
+        size = tuple(about[DENSE_KIND]["size"])
+        locations = sum(math.prod(count_cells(size[::-1], stride)) for stride in self._strides)
+        path = frame.path(DENSE_KIND)
+        found = load_file(path, lambda path: read_locations(path, len(self.names), locations))
+        return None if found is None else found | {"size": np.array(size)}
+
+    def _choose_boxes(self, found: dict[str, Tensor]) -> list[dict]:
+        """Boxes of teachers as a label; those they are not sure of are of unknown class, and so ignored."""
+        options = self.options.pseudo
+        example = {group: OBJECT_CLASSES[index] for index, group in reversed(list(enumerate(self.group_of)))}
+        return [
+            {"box": box, "class": example[label] if score >= options.threshold else UNSURE, "visible": 1.0}
+            for box, label, score in zip(*(found[name].tolist() for name in ("boxes", "labels", "scores")), strict=True)
+            if score >= min(options.threshold, options.ignored_from)
+        ]
+
+    def transform_soft(self, said: dict[str, np.ndarray] | list[dict], geometry: Geometry) -> SoftTarget:
+        if isinstance(said, list):
+            return self.prepare_loss(self.transform(said, geometry))
+        own = tuple(said["size"].tolist())
+        return place_locations(said, own, self._strides, geometry, len(self.names))
+
+    def collate_soft(self, targets: list[SoftTarget]) -> SoftTarget:
+        return default_collate(targets) if self.options.pseudo.targets == "dense" else self.collate(targets)
+
+    def prepare_soft(self, said: SoftTarget) -> SoftTarget:
+        device = said["scores"].device
+        if self.options.pseudo.targets == "dense":
+            hidden = torch.zeros(said["scores"].shape[:2], dtype=torch.bool, device=device)
+            return {name: said[name] for name in ("scores", "boxes", "centreness")} | {"hidden": hidden}
+        targets = []
+        for row, size in enumerate(map(tuple, said["size"].tolist())):
+            found = self._find_boxes(said, row, None, size)
+            label = self._choose_boxes({name: value.cpu() for name, value in found.items()})
+            targets.append(self.prepare_loss(self.transform(label, Geometry.identity(size))))
+        return {name: value.to(device) for name, value in self.collate(targets).items()}
+
+    def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
+        """Dense: the probabilities of the learned locations, added up; else positives."""
+        if "match" in target:
+            return self.count(target).double()
+        learned = find_learned(target, self.options.pseudo.learned_share)
+        return (target["scores"].amax(dim=2) * learned).double().sum(dim=1)
+
+    def soft_loss(self, output: DetectionOutput | BoxGridOutput, target: SoftTarget) -> Float[Tensor, ""]:
+        """Dense: quality focal loss of the classes; of the learned locations also GIoU loss and cross-entropy of the
+        centre-ness, weighted by their probabilities."""
+        if "match" in target:
+            return self.loss(output, target)
+        learned = find_learned(target, self.options.pseudo.learned_share)
+        wanted = target["scores"].masked_fill(~learned[..., None], 0.0).to(output.classes.dtype)
+        focal = measure_focal(output.classes, wanted).masked_fill(target["hidden"][..., None], 0.0)
+        distances = target["boxes"].to(output.boxes.dtype).masked_fill(~learned[..., None], 1.0)
+        central = F.binary_cross_entropy_with_logits(
+            output.centreness, target["centreness"].to(output.centreness.dtype), reduction="none"
+        )
+        weights = wanted.amax(dim=2)
+        return focal.sum() + ((1 - measure_giou(output.boxes, distances) + central) * weights).sum()
 
     def metrics(self, protocol: DetectionProtocol | None = None) -> DetectionMetrics:
         return DetectionMetrics(self.names, protocol or DetectionProtocol())

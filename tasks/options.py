@@ -45,6 +45,15 @@ class LearningSteps(Closed):
         return until
 
 
+class PseudoOptions(Closed):
+    """Base of what a task learns of a teacher's prediction. `weighting`: what is learned counts alike, or by how sure
+    the teacher is, from 0 to 1."""
+
+    weighting: Literal["equal", "confidence"] = Field(
+        "equal", description="equal: all that passes the threshold counts alike; confidence: by how sure the teacher is"
+    )
+
+
 class TaskOptions(Closed):
     """Base of each task's options. They limit training only; `Protocol` is the block that limits what is scored."""
 
@@ -77,6 +86,10 @@ class SegmentationHeadOptions(HeadOptions):
     layers: PositiveInt = Field(1, description="3x3 convolutions on the summed levels")
 
 
+class SegmentationPseudo(PseudoOptions):
+    threshold: float = Field(0.9, ge=0, lt=1, description="pixels with a smaller probability are not learned")
+
+
 class SegmentationProtocol(TaskProtocol):
     classes: Literal["paper", "all"] | None = Field(
         None, description="the grouping that is scored; null: the run's own"
@@ -95,6 +108,7 @@ class SegmentationOptions(ClassTaskOptions):
     )
     lovasz: NonNegativeFloat = Field(0.0, description="weight of the Lovasz-Softmax term beside the cross-entropy")
     dice: NonNegativeFloat = Field(0.0, description="weight of the Dice term beside the cross-entropy")
+    pseudo: SegmentationPseudo = SegmentationPseudo()
     head: SegmentationHeadOptions = SegmentationHeadOptions()
 
 
@@ -103,6 +117,14 @@ class DepthHeadOptions(HeadOptions):
     width: PositiveInt = Field(64, description="channels of its convolutions")
     layers: PositiveInt = Field(2, description="number of residual blocks")
     bins: NonNegativeInt = Field(0, description="0: regress log-depth; else a softmax over so many log-depths")
+
+
+class DepthPseudo(PseudoOptions):
+    threshold: PositiveFloat = Field(
+        2.0,
+        description="metres; pixels on which predictions of the picture and its mirror image differ by more are not "
+        "learned",
+    )
 
 
 class DepthProtocol(TaskProtocol):
@@ -115,6 +137,7 @@ class DepthOptions(TaskOptions):
     silog_lambda: float = Field(
         0.5, ge=0, le=1, description="1: the loss ignores the scale of an image; 0: it does not"
     )
+    pseudo: DepthPseudo = DepthPseudo()
     head: DepthHeadOptions = DepthHeadOptions()
 
 
@@ -151,6 +174,28 @@ def check_classes(value: Any) -> Any:
 Classes = Annotated[str | dict[str, tuple[str, ...]], BeforeValidator(check_classes)]
 
 
+class DetectionPseudo(PseudoOptions):
+    targets: Literal["dense", "boxes"] = Field(
+        "dense",
+        description="dense: what the teacher says at every location (arXiv 2207.02541); boxes: its boxes after "
+        "suppression",
+    )
+    learned_share: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="dense: so many of the locations, those with the highest scores, are learned; the "
+        "others are background",
+    )
+    threshold: float = Field(0.5, ge=0, lt=1, description="boxes: those with a lower calibrated score are not learned")
+    ignored_from: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="boxes: those that reach this score and not the threshold are ignored, and no background",
+    )
+
+
 class DetectionProtocol(TaskProtocol):
     classes: Classes | None = Field(None, description="the classes that are scored; null: the run's own")
     min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are not scored")
@@ -174,6 +219,7 @@ class DetectionOptions(ClassTaskOptions):
     nms_threshold: float = Field(
         0.6, ge=0, le=1, description="IoU above which the lower-scoring of two predictions of a class is dropped"
     )
+    pseudo: DetectionPseudo = DetectionPseudo()
     head: DetectionHeadOptions = DetectionHeadOptions()
 
     @field_validator("head")
@@ -192,12 +238,21 @@ class SteeringHeadOptions(HeadOptions):
     layers: PositiveInt = Field(1, description="hidden layers")
 
 
+class SteeringPseudo(PseudoOptions):
+    threshold: PositiveFloat = Field(
+        15.0,
+        description="degrees; frames on which predictions of the picture and its mirror image, or of several "
+        "teachers, differ by more are not learned",
+    )
+
+
 class SteeringOptions(ClassTaskOptions):
     horizon: PositiveInt = Field(1, description="number of bus samples to predict, from the one at the frame's time on")
     loss: Literal["smooth_l1", "l1"] = Field("smooth_l1", description="of the angle divided by scale_deg")
     scale_deg: PositiveFloat | None = Field(
         None, description="degrees; null: the standard deviation of the training labels"
     )
+    pseudo: SteeringPseudo = SteeringPseudo()
     head: SteeringHeadOptions = SteeringHeadOptions()
 
 

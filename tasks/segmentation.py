@@ -1,7 +1,7 @@
 """Semantic segmentation, a class for every pixel; primary metric mIoU over the classes that occur in the labels."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +17,13 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from a2d2.classes import IGNORE, load_grouping, map_classes
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
-from a2d2.images import encode_npy, encode_png
+from a2d2.images import encode_npy, encode_png, read_depth_png
 from models.heads import MapHead
 from tasks.drawing import FALSE, Entry, View, show_map, write_note
 from tasks.options import SegmentationOptions, TaskProtocol
-from tasks.task import Metrics, Task, load_file, widen
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, load_file, widen
 
+PROBABILITY_SCALE = 65535  # of a stored probability of 1
 LEAST_SHARE = 1e-3  # of the training pixels: rarer classes are weighted like a class with this share
 
 
@@ -143,6 +144,10 @@ def _read_class_map(path: Path) -> UInt8[np.ndarray, "H W"]:
     return classes
 
 
+def _encode_probability(probability: Float[Tensor, "H W"]) -> bytes:
+    return encode_png((probability.cpu().numpy() * PROBABILITY_SCALE).round().astype(np.uint16))
+
+
 class Segmentation(Task):
     """Label and target: uint8 (H, W) class ids of the grouping, 255 for "ignored". Output: logits (B, C, H, W).
     Prediction: uint8 (B, H, W) class ids.
@@ -175,7 +180,7 @@ class Segmentation(Task):
         return torch.full((size[1], size[0]), IGNORE, dtype=torch.uint8)
 
     def transform(self, label: UInt8[np.ndarray, "h w"], geometry: Geometry) -> UInt8[Tensor, "H W"]:
-        return torch.from_numpy(geometry.sample_nearest(label))
+        return torch.from_numpy(geometry.hide(geometry.sample_nearest(label), IGNORE))
 
     def list_categories(self, label: UInt8[np.ndarray, "H W"]) -> set[str]:
         """The names of the classes that occur."""
@@ -312,7 +317,62 @@ class Segmentation(Task):
     ) -> list[bytes]:
         """16-bit gray PNG: the probability of the predicted class x 65535."""
         best = self._resize(output, size).float().softmax(dim=1).amax(dim=1)
-        return [encode_png((row.cpu().numpy() * 65535).round().astype(np.uint16)) for row in best]
+        return [_encode_probability(row) for row in best]
+
+    def blend(
+        self,
+        outputs: Sequence[TeacherOutput],
+        size: tuple[int, int],
+        calibration: Mapping[str, Any] | None = None,
+    ) -> SoftTarget:
+        """`classes` uint8 (B, H, W), and `probability` float32 (B, H, W) of them, the mean over teachers and mirror
+        images."""
+        each = [
+            self._resize(output.flip(3) if mirrored else output, size).float().softmax(dim=1)
+            for output, mirrored in outputs
+        ]
+        best = torch.stack(each).mean(dim=0).max(dim=1)
+        return {"classes": best.indices.to(torch.uint8), "probability": best.values}
+
+    def encode_soft(
+        self, said: SoftTarget, row: int, size: tuple[int, int], calibration: Mapping[str, Any] | None = None
+    ) -> dict[str, bytes]:
+        return {
+            self.kind: self.encode_prediction(said["classes"][row]),
+            self.confidence_kind: _encode_probability(said["probability"][row]),
+        }
+
+    def load_soft(
+        self, frame: Frame, about: Mapping[str, Mapping[str, Any]], own: tuple[int, int]
+    ) -> dict[str, np.ndarray] | None:
+        try:
+            classes = self.load_prediction(frame.path(self.kind), about[self.kind], own, own).numpy()
+        except FileNotFoundError:
+            return None
+        path = frame.path(self.confidence_kind)
+        stored = load_file(path, read_depth_png)
+        if stored is None or stored.shape != classes.shape:
+            raise ValueError(f"{path} is missing, or of another size than {frame.path(self.kind)}; make both again")
+        return {"classes": classes, "probability": stored.astype(np.float32) / PROBABILITY_SCALE}
+
+    def transform_soft(self, said: dict[str, np.ndarray], geometry: Geometry) -> SoftTarget:
+        return {
+            "classes": self.transform(said["classes"], geometry),
+            "probability": torch.from_numpy(geometry.sample_nearest(said["probability"])),
+        }
+
+    def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
+        """Pixels."""
+        return self.count(target["classes"]).double()
+
+    def soft_loss(self, output: Float[Tensor, "B C H W"], target: SoftTarget) -> Float[Tensor, ""]:
+        """Cross-entropy on the pixels that teachers are sure of."""
+        options, logits = self.options.pseudo, widen(output)
+        weights = self._load_class_weights(logits.dtype, logits.device)
+        each = F.cross_entropy(logits, target["classes"].long(), weights, ignore_index=IGNORE, reduction="none")
+        probability = target["probability"].to(each.dtype)
+        sure = (probability >= options.threshold).to(each.dtype)
+        return (each * sure * (probability if options.weighting == "confidence" else 1.0)).sum()
 
     def metrics(self, protocol: TaskProtocol | None = None) -> SegmentationMetrics:
         return SegmentationMetrics(self.grouping.names)

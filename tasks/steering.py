@@ -3,7 +3,7 @@
 A single frame does not show which way the driver will take at a junction, so the skill is limited.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from tasks.drawing import (
     write_note,
 )
 from tasks.options import SteeringOptions, TaskProtocol
-from tasks.task import Metrics, Task, average_rows, load_json, widen
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, average_rows, load_json, widen
 
 LOSSES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 TURNS = ((0, 5), (5, 20), (20, 60), (60, np.inf))  # degrees, for MAE by how sharp the turn is
@@ -208,6 +208,55 @@ class Steering(Task):
         """JSON: `spread_deg`, the distance of the angle from that on the mirrored image, which has the other sign."""
         spread = (self.predict(output, size) + self.predict(mirrored, size))[:, 0].abs()
         return [encode_json({"spread_deg": float(value)}) for value in spread]
+
+    def blend(
+        self,
+        outputs: Sequence[TeacherOutput],
+        size: tuple[int, int],
+        calibration: Mapping[str, Any] | None = None,
+    ) -> SoftTarget:
+        """`angles` float32 (B, horizon), the mean over teachers and mirror images, whose angles have the other sign, and
+        `spread` (B,), how far the greatest of the angles at the frame's time is from the least, in degrees."""
+        each = torch.stack([self.predict(output, size) * (-1.0 if mirrored else 1.0) for output, mirrored in outputs])
+        return {"angles": each.mean(dim=0), "spread": each[..., 0].amax(dim=0) - each[..., 0].amin(dim=0)}
+
+    def encode_soft(
+        self, said: SoftTarget, row: int, size: tuple[int, int], calibration: Mapping[str, Any] | None = None
+    ) -> dict[str, bytes]:
+        return {
+            self.kind: self.encode_prediction(said["angles"][row]),
+            self.confidence_kind: encode_json({"spread_deg": float(said["spread"][row])}),
+        }
+
+    def load_soft(
+        self, frame: Frame, about: Mapping[str, Mapping[str, Any]], own: tuple[int, int]
+    ) -> tuple[Float32[np.ndarray, " horizon"], float] | None:
+        try:
+            angles = self.load_prediction(frame.path(self.kind), about[self.kind], own, own).numpy()
+        except FileNotFoundError:
+            return None
+        path = frame.path(self.confidence_kind)
+        content = load_json(path, "spread_deg")
+        if content is None or not isinstance(content["spread_deg"], float | int):
+            raise ValueError(f"{path} is missing, or its spread_deg is no number; make it again")
+        return angles, float(content["spread_deg"])
+
+    def transform_soft(self, said: tuple[Float32[np.ndarray, " horizon"], float], geometry: Geometry) -> SoftTarget:
+        return {"angles": self.transform(said[0], geometry), "spread": torch.tensor(said[1])}
+
+    def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
+        """Frames."""
+        return self.count(target["angles"]).double()
+
+    def soft_loss(self, output: Float[Tensor, "B horizon"], target: SoftTarget) -> Float[Tensor, ""]:
+        """On the frames that teachers are sure of."""
+        options, found = self.options.pseudo, widen(output)
+        wanted = target["angles"].to(found.dtype) / self.label_statistics["scale_deg"]
+        each = LOSSES[self.options.loss](found, wanted, reduction="none").mean(dim=1)
+        weights = (target["spread"] <= options.threshold).to(found.dtype)
+        if options.weighting == "confidence":
+            weights = weights * (-target["spread"].to(found.dtype) / options.threshold).exp()
+        return (each * weights).sum()
 
     def metrics(self, protocol: TaskProtocol | None = None) -> SteeringMetrics:
         return SteeringMetrics()

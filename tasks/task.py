@@ -26,6 +26,13 @@ from tasks.options import TaskOptions, TaskProtocol
 Target = Any
 """What `transform` returns: a tensor or a dict of tensors. Every task has a type of its own here."""
 
+TeacherOutput = tuple[Any, bool]
+"""An output on a batch of images, and whether these were mirrored left to right."""
+
+SoftTarget = dict[str, Tensor]
+"""What teachers say, and how sure they are: tensors, with a first dimension for the images of a batch. Every task has
+keys of its own here."""
+
 
 def load_file(path: Path, read: Callable[[Path], Any]) -> Any | None:
     """The result of `read` for a derived file; None if the file is missing, ValueError naming it if it is damaged."""
@@ -269,6 +276,65 @@ class Task(ABC):
     def encode_confidence(self, output: Any, mirrored: Any, prediction: Any, size: tuple[int, int]) -> list[bytes]:
         """For each row of outputs of an image and of its mirror image the content of the file of kind `confidence`, how
         sure the predictions are; what that means is the task's own."""
+
+    @abstractmethod
+    def blend(
+        self, outputs: Sequence[TeacherOutput], size: tuple[int, int], calibration: Mapping[str, Any] | None = None
+    ) -> SoftTarget:
+        """What one or several teachers say about a batch, from their outputs on it and on its mirror image, at (width,
+        height) `size`; `calibration`: what `calibrate` has found for these teachers."""
+
+    def calibrate(self, said: Iterable[tuple[SoftTarget, Target]]) -> dict[str, Any]:
+        """What makes the confidence of teachers that of frequencies, as JSON, from what they say about batches that
+        they were not trained on, and the targets; {} for a task whose confidence has a unit of its own."""
+        return {}
+
+    def describe_soft_files(self, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+        """Of each kind of file that `encode_soft` writes what a reader must know, as JSON; `size`: (width, height) of
+        the teachers' input."""
+        return {self.kind: self.describe_files(), self.confidence_kind: {}}
+
+    def find_soft_conflict(self, about: Mapping[str, Mapping[str, Any]], size: tuple[int, int]) -> str | None:
+        """Why this task cannot learn from files that were described so, by kind, with its options and an input of
+        (width, height) `size`; None if it can."""
+        if self.kind not in about:
+            return f"they have none of {self.name}"
+        return self.find_file_conflict(about[self.kind])
+
+    @abstractmethod
+    def encode_soft(
+        self, said: SoftTarget, row: int, size: tuple[int, int], calibration: Mapping[str, Any] | None = None
+    ) -> dict[str, bytes]:
+        """The files of one row of a batch, by kind: the prediction in the format of a label, and how sure it is;
+        `size`: (width, height) of the pictures on disk; `calibration`: as for `blend`."""
+
+    @abstractmethod
+    def load_soft(self, frame: Frame, about: Mapping[str, Mapping[str, Any]], own: tuple[int, int]) -> Any | None:
+        """What teachers say about a frame, from files that `encode_soft` has written at size `own`; None if they are not
+        there. `about`: what was said of each kind of file when they were written. ValueError that names a damaged
+        file."""
+
+    @abstractmethod
+    def transform_soft(self, said: Any, geometry: Geometry) -> SoftTarget:
+        """The soft target of one frame under an augmentation, with all that `soft_loss` needs."""
+
+    def prepare_soft(self, said: SoftTarget) -> SoftTarget:
+        """What `blend` returns at the size of the student's input, with all that `soft_loss` needs."""
+        return said
+
+    def collate_soft(self, targets: list[SoftTarget]) -> SoftTarget:
+        """Those of several frames as a batch."""
+        return default_collate(targets)
+
+    @abstractmethod
+    def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
+        """Of each row what the soft loss is divided by, as `count` for labels; what teachers are not sure of counts too,
+        so that few sure pixels do not weigh like many."""
+
+    @abstractmethod
+    def soft_loss(self, output: Any, target: SoftTarget) -> Tensor:
+        """The loss on what teachers say, summed over the rows, as `loss`; what they are too unsure of, by the options
+        `pseudo`, is left out."""
 
     @abstractmethod
     def draw(self, axes: Axes, view: View, prediction: Any = None, target: Target | None = None) -> None:

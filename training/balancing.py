@@ -67,7 +67,7 @@ class Normaliser:
         self.tasks, self.window = tasks, window
         self.means, self.seen = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
 
-    def find_divisors(self, counts: Mapping[str, int]) -> dict[str, float]:
+    def find_divisors(self, counts: Mapping[str, int | float]) -> dict[str, float]:
         """Name -> divisor of the cycle with these counts, of the names that have a labelled row.
 
         Tasks that have nothing to learn from in it are left out: those with count 0, and of those that learn from empty

@@ -63,6 +63,10 @@ class Augment(Closed):
         (1.0, 1.0), description="smallest and largest zoom into the image, drawn for each frame; 1 is none"
     )
     color: float = Field(0.0, ge=0, le=1, description="strength of random brightness, contrast and saturation")
+    blur: float = Field(0.0, ge=0, le=1, description="probability of blurring a frame")
+    cutouts: NonNegativeInt = Field(
+        0, description="at most so many rectangles of a frame are made gray; what they hide of a label is left out"
+    )
 
     @field_validator("scale")
     @classmethod
@@ -91,6 +95,41 @@ def check_labels(value: Any) -> Any:
     raise ValueError(f"must be {', '.join(REGIMES)}, {{budget: {{task: share, ...}}}} or {{file: assignment.json}}")
 
 
+class Ramp(Closed):
+    """How much what a teacher says counts beside true labels, and when."""
+
+    weight: PositiveFloat = Field(
+        1.0, description="of a task's loss on what a teacher says, beside that on true labels"
+    )
+    ramp_steps: NonNegativeInt = Field(0, description="steps over which the weight rises from 0")
+    from_step: NonNegativeInt = Field(0, description="first step in which it counts, counted from 0")
+    true_labels_only_from: PositiveInt | None = Field(
+        None, description="first step in which it does not any more, so that true labels have the last word; null: none"
+    )
+
+    @field_validator("true_labels_only_from")
+    @classmethod
+    def check_order(cls, until, info):
+        if until is not None and until <= info.data.get("from_step", 0):
+            raise ValueError("must be after from_step")
+        return until
+
+    def find_weight(self, step: int) -> float:
+        """In this step, counted from 0; 0 where it does not count."""
+        if step < self.from_step or (self.true_labels_only_from is not None and step >= self.true_labels_only_from):
+            return 0.0
+        return self.weight * min(1.0, (step - self.from_step + 1) / (self.ramp_steps + 1))
+
+
+class Pseudo(Ramp):
+    roots: list[str] = Field(min_length=1, description="folders that pseudo_label.py has written")
+    micro_batch: PositiveInt | None = Field(
+        None,
+        description="frames in a micro-batch of the training frames that no stream of true labels draws; null: as the "
+        "largest of train.micro_batch",
+    )
+
+
 class Data(Closed):
     roots: list[str] = Field(
         ["Datasets/processed/1024x640"],
@@ -102,6 +141,9 @@ class Data(Closed):
     split_fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
         (0.7, 0.15, 0.15), description="shares of training, validation and test, for the splits that draw scenes"
     )
+    split_file: str | None = Field(
+        None, description="for split: listed, a YAML file {train: [frame or scene, ...], val: [...], test: [...]}"
+    )
     views: list[str] = Field(["front_center"], min_length=1, description="cameras whose frames are used")
     labels: Annotated[str | dict[str, Any], BeforeValidator(check_labels)] = Field(
         "as_is",
@@ -111,9 +153,30 @@ class Data(Closed):
         "those that an assignment.json names",
     )
     labels_seed: NonNegativeInt = Field(0, description="seed of one_task and budget, whatever the seed of the run")
+    hold_out: dict[str, float] = Field(
+        {},
+        description="{task: share}: of the labels that a task would be trained on, those of so many scenes are kept "
+        "back, so that pseudo_label.py can calibrate its confidence on them",
+    )
+    pseudo: Pseudo | None = Field(None, description="also learn from pseudo-labels, where there is no true label")
     workers: NonNegativeInt = Field(4, description="processes that load frames; 0: the main process loads them")
     limit: PositiveInt | None = Field(None, description="use only the first so many frames of each subset, for trials")
     augment: Augment = Field(default_factory=Augment)
+
+    @field_validator("hold_out")
+    @classmethod
+    def check_hold_out(cls, shares):
+        for name, share in shares.items():
+            if not 0 < share < 1:
+                raise ValueError(f"the share of {name} must be above 0 and below 1")
+        return shares
+
+    @field_validator("split_file")
+    @classmethod
+    def check_split_file(cls, path, info):
+        if (path is None) == (info.data.get("split") == "listed"):
+            raise ValueError("goes with split: listed, and only with it")
+        return path
 
     @field_validator("split_fractions")
     @classmethod
@@ -211,6 +274,11 @@ class Train(Closed):
         None, description="start from the weights of this run folder or weights file, as far as they fit"
     )
     ema: Ema | None = Field(default_factory=Ema, description="exponential moving average of the weights; null: off")
+    mean_teacher: Ramp | None = Field(
+        None,
+        description="also learn, where there is no true label, what the EMA weights say about the same frame without "
+        "its change of colour, blur and cutouts; null: off",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "auto", description="auto: bf16 where the GPU has it, else fp32; fp64: to compare runs to the last digits"
     )
@@ -357,6 +425,9 @@ class Config(Closed):
         budget = labels.get("budget", {}) if isinstance(labels, dict) else {}
         if foreign := [name for name in budget if name not in tasks]:
             raise ValueError(f"data.labels has a budget for {foreign[0]}, which is not trained: {', '.join(tasks)} are")
+        kept_back = info.data["data"].hold_out if "data" in info.data else {}
+        if foreign := [name for name in kept_back if name not in tasks]:
+            raise ValueError(f"data.hold_out names {foreign[0]}, which is not trained: {', '.join(tasks)} are")
         return tasks
 
     @field_validator("train")
@@ -370,6 +441,8 @@ class Config(Closed):
                 raise ValueError(f"micro_batch names {foreign[0]}, which is not trained: {', '.join(tasks)} are")
             if data.labels == "symmetric":
                 raise ValueError("micro_batch must be one number under data.labels=symmetric: all tasks share a stream")
+        if train.mean_teacher is not None and train.ema is None:
+            raise ValueError("mean_teacher needs the EMA weights, and ema is null")
         parts = ("encoder", "neck", *(f"heads.{name}" for name in tasks))
         if unknown := [part for part in train.freeze if part not in parts]:
             raise ValueError(f"freeze names {unknown[0]}; there are {', '.join(parts)}")

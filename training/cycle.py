@@ -5,6 +5,7 @@ and dealt. One head's graph is alive at a time: its gradient with respect to the
 features' own graph is walked once a micro-batch, or once a task where the tasks' gradients are wanted apart.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +32,40 @@ def copy_to_cpu(batch: Any) -> Any:
     return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def count_labels(names: Sequence[str], cycle: Cycle) -> tuple[list[float], list[float]]:
-    """Of each name, the sum of the counts in a rank's micro-batches, and the number of their labelled rows."""
-    found = {name: [batch["counts"][name] for batch in cycle if name in batch["counts"]] for name in names}
-    counts = [float(sum(int(each.sum()) for each in found[name])) for name in names]
+def count_labels(names: Sequence[str], cycle: Cycle, key: str = "counts") -> tuple[list[float], list[float]]:
+    """Of each name, the sum of the counts in a rank's micro-batches, and the number of their labelled rows; `key`:
+    under which a batch has its counts, "soft_counts" for those of what teachers say."""
+    found = {name: [batch[key][name] for batch in cycle if name in batch.get(key, ())] for name in names}
+    counts = [math.fsum(float(each.sum()) for each in found[name]) for name in names]
     return counts, [float(sum(map(len, found[name]))) for name in names]
+
+
+def name_soft(name: str) -> str:
+    """The key of a task's loss on what teachers say, beside that of its loss on true labels, which is its name."""
+    return f"{name}/pseudo"
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """`rows`: of a micro-batch, those with a row in `target`; `measure`: the loss of an output on the target."""
+
+    key: str
+    rows: Tensor
+    target: Any
+    measure: Callable[[Any, Any], Tensor]
+
+
+def _split_rows(output: Any, losses: Sequence[_Loss]) -> list[Any]:
+    """The rows of an output for each loss, in their order."""
+    if len(losses) == 1:
+        return [output]
+    ends = [0]
+    for each in losses:
+        ends.append(ends[-1] + len(each.rows))
+    return [
+        tree_map(lambda leaf, low=low, high=high: leaf[low:high] if isinstance(leaf, Tensor) else leaf, output)
+        for low, high in itertools.pairwise(ends)
+    ]
 
 
 class GradientRows:
@@ -137,22 +167,35 @@ class CycleBackward:
         weights: Mapping[str, float],
         rows: GradientRows | None = None,
     ) -> None:
-        """The backward passes of this rank's micro-batches; tasks without a divisor are left out. Nothing waits for a
-        GPU here."""
+        """The backward passes of this rank's micro-batches. Nothing waits for a GPU here.
+
+        divisors, weights: of the losses on true labels by the names of tasks, and of those on what teachers say by
+        `name_soft`; losses without a divisor are left out.
+        """
         self._parts = []
         if rows is not None:
-            rows.clear(list(divisors))
+            rows.clear([name for name in self.tasks if name in divisors or name_soft(name) in divisors])
         parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         # one context for the cycle, so that the weights are cast once and not in every micro-batch
         with self.autocast():
             for batch in cycle:
-                names = [name for name in self.tasks if name in batch["rows"] and name in divisors]
+                names = [name for name in self.tasks if self._list_losses(batch, name, divisors)]
                 if names:
                     before = [parameter.grad for parameter in parameters]
                     for parameter in parameters:
                         parameter.grad = None
                     self._run_micro_batch(batch, names, divisors, weights, rows)
                     _add_gradients(parameters, before)
+
+    def _list_losses(self, batch: Mapping[str, Any], name: str, divisors: Mapping[str, float]) -> list[_Loss]:
+        """What a task learns from a micro-batch: from true labels, and from what teachers say."""
+        task, found = self.tasks[name], []
+        if name in batch["rows"] and name in divisors:
+            found.append(_Loss(name, batch["rows"][name], batch["targets"][name], task.loss))
+        if name in batch.get("soft_rows", ()) and name_soft(name) in divisors:
+            soft = batch["soft_rows"][name], batch["soft_targets"][name]
+            found.append(_Loss(name_soft(name), *soft, task.soft_loss))
+        return found
 
     def _run_micro_batch(
         self,
@@ -169,16 +212,21 @@ class CycleBackward:
         features = self.net.shared_features(image, names)
         leaves = {key: value.detach().requires_grad_() for key, value in features.items()}
         for number, name in enumerate(names):
-            target = move(batch["targets"][name], self.device)
-            chosen = batch["rows"][name]
-            everyone = len(chosen) == len(image)
+            losses = self._list_losses(batch, name, divisors)
+            targets = [move(each.target, self.device) for each in losses]
+            chosen = losses[0].rows if len(losses) == 1 else torch.cat([each.rows for each in losses])
+            everyone = len(chosen) == len(image) and len(losses) == 1
             output = self.net.run_head(
                 name, leaves, size, None if everyone else chosen.to(self.device, non_blocking=True)
             )
             with torch.autocast(self.device.type, enabled=False):
-                loss = self.tasks[name].loss(output, target)
-                self._parts.append((name, loss.detach(), [batch["frame"][row] for row in chosen.tolist()]))
-                (loss * (weights[name] / divisors[name])).backward()
+                terms = []
+                for each, target, part in zip(losses, targets, _split_rows(output, losses), strict=True):
+                    loss = each.measure(part, target)
+                    frames = [batch["frame"][row] for row in each.rows.tolist()]
+                    self._parts.append((each.key, loss.detach(), frames))
+                    terms.append(loss * (weights[each.key] / divisors[each.key]))
+                sum(terms[1:], terms[0]).backward()
             if rows is not None:
                 self._send_back(features, leaves, rows, name, keep=number < len(names) - 1)
         if rows is None:
@@ -296,7 +344,8 @@ class CycleBackward:
             for name, members in bad.items():
                 together.setdefault(name, set()).update(members)
         if together:
-            name = next(name for name in self.tasks if name in together)
+            keys = [key for name in self.tasks for key in (name, name_soft(name))]
+            name = next(key for key in keys if key in together)
             listed = ", ".join(sorted(together[name]))
             message = f"the loss of {name} is not finite on a micro-batch of {listed}"
         else:

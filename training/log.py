@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 from tqdm import tqdm
@@ -112,25 +112,26 @@ def write_environment(folder: str | Path, command: list[str]) -> None:
     `git.commit` and `git.changed` (whether files differ from that commit) are null outside a git checkout, and so is
     the version of a package that is not installed. `command` is sys.argv.
     """
+    write_json(Path(folder) / "environment.json", {"command": shlex.join(command)} | describe_machine())
+
+
+def describe_machine() -> dict[str, Any]:
+    """Commit, versions, device and time, see `write_environment`."""
     source = Path(__file__).parent
     status = _ask_git(source, "status", "--porcelain")
-    write_json(
-        Path(folder) / "environment.json",
-        {
-            "command": shlex.join(command),
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "git": {
-                "commit": _ask_git(source, "rev-parse", "HEAD"),
-                "changed": None if status is None else status != "",
-            },
-            "python": platform.python_version(),
-            "packages": {name: _find_version(name) for name in PACKAGES},
-            "system": platform.platform(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-            "cores": os.cpu_count(),
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git": {
+            "commit": _ask_git(source, "rev-parse", "HEAD"),
+            "changed": None if status is None else status != "",
         },
-    )
+        "python": platform.python_version(),
+        "packages": {name: _find_version(name) for name in PACKAGES},
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+    }
 
 
 class _Dispensable:

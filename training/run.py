@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -283,12 +284,16 @@ def find_recipe(folder: Path, record: Record | None) -> tuple[str, int] | None:
         return None
     if record is None or not isinstance(content, dict) or not isinstance(content.get("seed"), int):
         return None
-    free = ("seed", *_FREE_KEYS)
-    config = flatten_config(content)
-    kept = {key: config[key] for key in config if not any(f"{key}.".startswith(f"{name}.") for name in free)}
+    kept = {key: value for key, value in list_deciding_options(content).items() if key != "seed"}
     frames = {key: record.to_dict(with_labels=False)[key] for key in ("subsets", "assignment", "identity", "inherited")}
     digest = hashlib.sha256(json.dumps([kept, frames], sort_keys=True, default=str).encode()).hexdigest()[:16]
     return digest, content["seed"]
+
+
+def list_deciding_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a config that can change what is computed: "block.option" -> value."""
+    config = flatten_config(content)
+    return {key: config[key] for key in config if not any(f"{key}.".startswith(f"{name}.") for name in _FREE_KEYS)}
 
 
 def flatten_config(content: Any, key: str = "") -> dict[str, Any]:

@@ -119,27 +119,64 @@ def draw_budget(
     return assignment
 
 
-def write_assignment(frames: Sequence[object], assignment: Mapping[str, Sequence[int]]) -> str:
-    """An assignment as the text of a JSON file, which `read_assignment` takes: task -> scene/view -> identities."""
-    labels: dict[str, dict[str, list[str]]] = {}
-    for name, indices in assignment.items():
-        groups: dict[str, list[str]] = defaultdict(list)
-        for index in indices:
-            folder, _, identity = str(frames[index]).rpartition("/")
-            groups[folder].append(identity)
-        labels[name] = dict(groups)
-    return json.dumps({"format": ASSIGNMENT_FORMAT, "labels": labels}, indent=1) + "\n"
+def hold_out(
+    frames: Sequence[object], assignment: Mapping[str, Sequence[int]], shares: Mapping[str, float], seed: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """An assignment without the labels that are held out, and these: of each name with a share so many of its labels,
+    those of whole scenes, because frames of one scene are alike.
+
+    At least one scene of a name is held out, and one is left, where there are two.
+    """
+    kept = {name: list(indices) for name, indices in assignment.items()}
+    held_out: dict[str, list[int]] = {}
+    for name, share in shares.items():
+        scenes: dict[str, list[int]] = defaultdict(list)
+        for index in kept[name]:
+            scenes[str(frames[index]).partition("/")[0]].append(index)
+        order = sorted(scenes)
+        random.Random(f"hold out {seed} {name}").shuffle(order)
+        chosen: list[int] = []
+        for scene in order[:-1]:
+            if len(chosen) >= share * len(kept[name]):
+                break
+            chosen += scenes[scene]
+        held_out[name] = sorted(chosen)
+        kept[name] = sorted(set(kept[name]) - set(chosen))
+    return kept, held_out
 
 
-def parse_assignment(text: str) -> dict[str, list[str]]:
-    """Task -> the names of frames in a text of `write_assignment`. ValueError if it is none, or of another format."""
+def write_assignment(
+    frames: Sequence[object],
+    assignment: Mapping[str, Sequence[int]],
+    held_out: Mapping[str, Sequence[int]] | None = None,
+) -> str:
+    """An assignment as the text of a JSON file, which `read_assignment` takes: task -> scene/view -> identities, of the
+    labels that are trained on, and of those that are held out."""
+
+    def group(parts: Mapping[str, Sequence[int]]) -> dict[str, dict[str, list[str]]]:
+        labels: dict[str, dict[str, list[str]]] = {}
+        for name, indices in parts.items():
+            groups: dict[str, list[str]] = defaultdict(list)
+            for index in indices:
+                folder, _, identity = str(frames[index]).rpartition("/")
+                groups[folder].append(identity)
+            labels[name] = dict(groups)
+        return labels
+
+    content = {"format": ASSIGNMENT_FORMAT, "labels": group(assignment)}
+    return json.dumps(content | ({"held_out": group(held_out)} if held_out else {}), indent=1) + "\n"
+
+
+def parse_assignment(text: str, part: str = "labels") -> dict[str, list[str]]:
+    """Task -> the names of frames in a text of `write_assignment`, of those trained on, or those "held_out". ValueError
+    if it is none, or of another format."""
     try:
         content = json.loads(text)
         if content["format"] != ASSIGNMENT_FORMAT:
             raise ValueError(f"it has format {content['format']}, this version of the code reads {ASSIGNMENT_FORMAT}")
         return {
             name: [f"{folder}/{identity}" for folder, identities in groups.items() for identity in identities]
-            for name, groups in content["labels"].items()
+            for name, groups in (content["labels"] if part == "labels" else content.get(part, {})).items()
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{error!r}") from error

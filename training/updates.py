@@ -8,6 +8,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +16,19 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from training.balancing import Balancer, NonFiniteError, Normaliser
-from training.cycle import Cycle, CycleBackward, GradientRows, Reading, count_labels
+from training.cycle import Cycle, CycleBackward, GradientRows, Reading, count_labels, name_soft
 
 SHARED = "encoder"  # in the config, the group of all that no head owns
 Measures = dict[str, int | float]
+
+
+@dataclass(frozen=True)
+class SoftCounts:
+    """Of what teachers say in a cycle: the counts on all ranks, of tasks that have such rows, and what a task's loss on
+    them weighs beside that on true labels."""
+
+    counts: Mapping[str, int | float]
+    weight: float
 
 
 class Update(ABC):
@@ -35,10 +45,16 @@ class Update(ABC):
 
     @abstractmethod
     def step(
-        self, number: int, cycle: Cycle, counts: Mapping[str, int], measure: bool = False
+        self,
+        number: int,
+        cycle: Cycle,
+        counts: Mapping[str, int | float],
+        measure: bool = False,
+        soft: "SoftCounts | None" = None,
     ) -> tuple[dict[str, float], Measures]:
         """Learn from cycle `number` (from 0), of whose labels these are the counts on all ranks, of tasks that have
-        labelled rows. Returns its losses, and what else is worth a line in the log; `measure`: more of it.
+        labelled rows; `soft`: of what teachers say. Returns its losses, and what else is worth a line in the log;
+        `measure`: more of it.
 
         NonFiniteError, naming the frames, before any weight is changed.
         """
@@ -71,12 +87,18 @@ class CycleUpdate(Update):
         self.optimizer = build_optimizer(net, options.optimizer)
         self.store: Any = rows
         self.rows: GradientRows | None = None
+        self.soft_normaliser: Normaliser | None = None  # made when the first teacher says something
         # it does nothing but for fp16
         self.device = next(net.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
 
     def step(
-        self, number: int, cycle: Cycle, counts: Mapping[str, int], measure: bool = False
+        self,
+        number: int,
+        cycle: Cycle,
+        counts: Mapping[str, int | float],
+        measure: bool = False,
+        soft: SoftCounts | None = None,
     ) -> tuple[dict[str, float], Measures]:
         factor = find_lr_factor(number, self.options.steps, self.options.schedule)
         for group in self.optimizer.param_groups:
@@ -84,6 +106,8 @@ class CycleUpdate(Update):
         self.optimizer.zero_grad(set_to_none=True)
         divisors = self.normaliser.find_divisors(counts)
         weights = self.balance.find_weights(number, list(divisors))
+        soft_divisors, soft_weights = self._weigh_soft(soft, weights)
+        divisors, weights = divisors | soft_divisors, weights | soft_weights
         measures: Measures = {"lr_factor": factor}
         if not divisors:
             self.balance.observe({})
@@ -100,12 +124,29 @@ class CycleUpdate(Update):
             norm = math.sqrt(max(reading.square + shares.pop("square"), 0.0))
             self._clip(norm)
             self.optimizer.step()
-            weights = {name: weight * shares[name] for name, weight in weights.items()}
+            weights = {key: weight * shares[key.partition("/")[0]] for key, weight in weights.items()}
         if rows is not None and self.balance.gradient_method is None:
             self.rows = None  # they were measured once, and are not needed in every cycle
-        self.balance.observe(reading.losses)
+        # methods balance by the losses on true labels; what is learned of teachers goes where these go
+        self.balance.observe({name: loss for name, loss in reading.losses.items() if name not in soft_divisors})
         measures |= {f"weight/{name}": weight for name, weight in weights.items()}
         return reading.losses, {"gradient_norm": norm} | measures
+
+    def _weigh_soft(
+        self, soft: SoftCounts | None, weights: Mapping[str, float]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Divisors and weights of the losses on what teachers say; that of a task without a true label in this cycle
+        has the weight that is given in the config."""
+        if soft is None:
+            return {}, {}
+        if self.soft_normaliser is None:
+            self.soft_normaliser = Normaliser(self.normaliser.tasks)
+        divisors = self.soft_normaliser.find_divisors(soft.counts)
+        given = self.balance.scale.weights()
+        return (
+            {name_soft(name): divisor for name, divisor in divisors.items()},
+            {name_soft(name): soft.weight * weights.get(name, given[name]) for name in divisors},
+        )
 
     def _find_rows(self, measure: bool) -> GradientRows | None:
         if self.balance.gradient_method is None and not measure:
@@ -120,7 +161,7 @@ class CycleUpdate(Update):
         """The weight of each task's gradient in the shared one, which is set; and under "square" the shared one's
         squared norm as far as it is not in the reading's. Adds what the Gramian says to the measures."""
         if rows is None or reading.gramian is None:
-            return dict.fromkeys(reading.losses, 1.0) | {"square": 0.0}
+            return {key.partition("/")[0]: 1.0 for key in reading.losses} | {"square": 0.0}
         names = list(rows.rows)
         method = self.balance.gradient_method
         shares = dict.fromkeys(names, 1.0) if method is None else method.weigh(number, names, reading.gramian)
@@ -148,9 +189,15 @@ class CycleUpdate(Update):
         return reading, norm
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        if self.soft_normaliser is not None:
+            state["soft_normaliser"] = self.soft_normaliser.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "soft_normaliser" in state:
+            self.soft_normaliser = Normaliser(self.normaliser.tasks)
+            self.soft_normaliser.load_state_dict(state["soft_normaliser"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
@@ -180,8 +227,14 @@ class AsyncUpdate(Update):
         self.steps = dict.fromkeys(self.parameters, 0)
 
     def step(
-        self, number: int, cycle: Cycle, counts: Mapping[str, int], measure: bool = False
+        self,
+        number: int,
+        cycle: Cycle,
+        counts: Mapping[str, int | float],
+        measure: bool = False,
+        soft: SoftCounts | None = None,
     ) -> tuple[dict[str, float], Measures]:
+        assert soft is None, "the config has checked that"
         samples: dict[str, int] = dict.fromkeys(self.net.heads, 0)
         sums: dict[str, float] = dict.fromkeys(self.net.heads, 0.0)
         groups = self.options.groups

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from a2d2.console import allow_any_text
+from a2d2.synthetic.world import ROADS
 from a2d2.synthetic.writer import write_dataset
 
 
@@ -31,6 +32,10 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=8, help="frames of each scene")
     parser.add_argument("--size", type=_parse_size, default="960x604", help="size of the pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random draws")
+    parser.add_argument(
+        "--roads", choices=ROADS, default="winding", help="real: steering angles distributed as A2D2's, with rare turns"
+    )
+    parser.add_argument("--complete", action="store_true", help="every frame has all labels, and no file is defective")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     arguments = parser.parse_args()
     try:

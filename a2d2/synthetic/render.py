@@ -338,7 +338,8 @@ def render_camera(
     yaw = moment.pose[2]
     sun = np.array(moment.light.sun) @ _turn(yaw)  # into the rig's frame
     sky = index == SKY
-    picture[sky] = _paint_sky(moment, rays[sky])
+    if sky.any():
+        picture[sky] = _paint_sky(moment, rays[sky])
     label[sky] = class_colour("Sky")
     _paint_ground(moment, rays, depth, index, picture, label, sun)
     order = np.argsort(index, axis=None, kind="stable")

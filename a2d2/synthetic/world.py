@@ -126,25 +126,51 @@ class Road:
         return cos, sin, cos * east + sin * north, cos * north - sin * east, np.interp(s, self.s, self.curvature)
 
 
-def draw_road(rng: np.random.Generator, length: Number) -> Road:
-    """Draw a road of straights, gentle and sharp bends (radius at least 28 m), joined by ramps of about 12 m."""
+ROADS = ("winding", "real")
+
+
+def draw_road(rng: np.random.Generator, length: Number, roads: str = "winding") -> Road:
+    """Draw a road whose pieces of constant curvature are joined by ramps.
+
+    winding: straights, gentle and sharp bends (radius at least 28 m), from which steering is soon learned. real: mostly
+    straight, with rare turns as at junctions, so that the steering angles are distributed as A2D2's
+    (docs/a2d2-format.md, section 7.1): median magnitude 6 degrees, 90 % under 85, 99 % under 340.
+    """
+    draw, limit, ramp = {"winding": (_draw_bend, 50, 13), "real": (_draw_turn, 100, 7)}[roads]
     pieces: list[np.ndarray] = []
     heading, done = 0.0, 0.0
     while done < length + 20:
-        kind = rng.choice(3, p=[0.2, 0.35, 0.45])
-        radius = (1e9, rng.uniform(70, 250), rng.uniform(28, 70))[kind]
-        extent = (rng.uniform(15, 45), rng.uniform(25, 60), rng.uniform(22, 45))[kind]
+        bend, extent = draw(rng)
         side = rng.choice([-1, 1])
-        if abs(heading + side * extent / radius) > math.radians(50):
+        if abs(heading + side * extent * bend) > math.radians(limit):
             side = -1 if heading > 0 else 1
-        extent = max(min(extent, (math.radians(50) - side * heading) * radius), 5.0)
-        pieces.append(np.full(round(extent / Road.STEP), side / radius))
-        heading += side * extent / radius
+        extent = max(min(extent, (math.radians(limit) - side * heading) / bend), 5.0 if roads == "winding" else 2.0)
+        pieces.append(np.full(round(extent / Road.STEP), side * bend))
+        heading += side * extent * bend
         done += extent
     curvature = np.concatenate(pieces)
     for _ in range(2):
-        curvature = np.convolve(curvature, np.full(13, 1 / 13), mode="same")
+        curvature = np.convolve(curvature, np.full(ramp, 1 / ramp), mode="same")
     return Road(curvature)
+
+
+def _draw_bend(rng: np.random.Generator) -> tuple[float, float]:
+    """Curvature in 1 / m and length in metres of a piece of a winding road."""
+    kind = rng.choice(3, p=[0.2, 0.35, 0.45])
+    radius = (1e9, rng.uniform(70, 250), rng.uniform(28, 70))[kind]
+    return 1 / radius, (rng.uniform(15, 45), rng.uniform(25, 60), rng.uniform(22, 45))[kind]
+
+
+# Of a piece of road: shares of the draws, and the greatest steering angle among them. The angles of the tail are
+# greater than A2D2's, because ramps and the look-ahead take from them.
+_SHARES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+_ANGLES = (0.0, 5.0, 15.0, 72.0, 205.0, 465.0, 480.0)
+
+
+def _draw_turn(rng: np.random.Generator) -> tuple[float, float]:
+    """Curvature in 1 / m and length in metres of a piece of a road whose steering angles are as A2D2's."""
+    angle = max(float(np.interp(rng.random(), _SHARES, _ANGLES)), 1e-3)
+    return math.tan(math.radians(angle / STEERING_RATIO)) / WHEELBASE, float(rng.uniform(14, 30))
 
 
 @dataclass(frozen=True)
@@ -330,10 +356,10 @@ _GROUNDS: dict[str, Colour] = {
 }
 
 
-def draw_street(rng: np.random.Generator, length: Number) -> Street:
+def draw_street(rng: np.random.Generator, length: Number, most_lanes: int = 2) -> Street:
     """Draw a cross-section: urban (curbs, paths, 1 or 2 lanes per side), residential or rural (grass to the edge)."""
     style = str(rng.choice(["urban", "residential", "rural"], p=[0.45, 0.35, 0.2]))
-    lanes = 2 if style == "urban" and rng.random() < 0.4 else 1
+    lanes = min(2 if style == "urban" and rng.random() < 0.4 else 1, most_lanes)
     half = lanes * LANE
     strips, lines = [Strip(-half, 0.0, "road"), Strip(0.0, half, "road")], []
     for side in (-1, 1):
@@ -456,15 +482,25 @@ def _build_lamp(side: int) -> list[Solid]:
 
 
 class _Builder:
-    """Collects the static solids of a scene, which are placed by road coordinates (s, d)."""
+    """Collects the static solids of a scene, which are placed by road coordinates (s, d).
 
-    def __init__(self, road: Road):
+    clearance: metres that solids beside the street keep from all of the centre line; None for a road without turns,
+    which does not come back to where it was.
+    """
+
+    def __init__(self, road: Road, clearance: Number | None = None):
         self.road = road
+        self.clearance = clearance
         self.solids: list[Solid] = []
 
     def fits(self, s: Number, d: Number) -> bool:
         """Whether (s, d) are unique coordinates: beyond the centre of a bend, on its inner side, they are not."""
-        return max(self.road.curve(s + step) * d for step in (-8, 0, 8)) < 0.75
+        if max(self.road.curve(s + step) * d for step in (-8, 0, 8)) >= 0.75:
+            return False
+        if self.clearance is None:
+            return True
+        x, y, _ = self.road.at(s, d)
+        return bool(np.hypot(self.road.x - x, self.road.y - y).min() > min(abs(d), self.clearance) - 0.5)
 
     def put(self, solids: list[Solid], s: Number, d: Number, turn: Number = 0.0) -> None:
         if 0 < s < self.road.length and self.fits(s, d):
@@ -472,9 +508,11 @@ class _Builder:
             self.solids += [move(solid, x, y, heading + turn) for solid in solids]
 
 
-def build_surroundings(rng: np.random.Generator, road: Road, street: Street) -> list[Solid]:
-    """Draw houses, trees, hedges, lamps, signs, signals and far hills along a street, in the world frame."""
-    builder = _Builder(road)
+def build_surroundings(rng: np.random.Generator, road: Road, street: Street, turns: bool = False) -> list[Solid]:
+    """Draw houses, trees, hedges, lamps, signs, signals and far hills along a street, in the world frame.
+
+    turns: whether the road may pass twice near a place."""
+    builder = _Builder(road, max(street.edge(-1), street.edge(1)) + 7 if turns else None)
     for side in (-1, 1):
         _line_houses(rng, builder, street, side)
         _line_plants(rng, builder, street, side)
@@ -564,19 +602,21 @@ def _line_poles(rng: np.random.Generator, builder: _Builder, street: Street, sid
 class World:
     """One scene: a street, its traffic, and the rig's drive along it, of which `frames` moments are recorded.
 
-    The scene is a function of `seed` and `index`. For each frame: `times` in seconds, `speeds` in m/s, `steering` in
+    The scene is a function of `seed`, `index` and `roads`, see `draw_road`. For each frame: `times` in seconds, `speeds` in m/s, `steering` in
     degrees at the steering wheel and `yaw_rates` in degrees/s, both left positive, and `angle_rates`, the derivative of
     `steering` in degrees/s.
     """
 
-    def __init__(self, seed: int, index: int, frames: int):
+    def __init__(self, seed: int, index: int, frames: int, roads: str = "winding"):
         rng = np.random.default_rng([seed, index])
         self.seed, self.index, self.frames = seed, index, frames
-        self.road = draw_road(rng, frames * 15.0 + 240.0)
-        self.street = draw_street(rng, self.road.length)
+        self.road = draw_road(rng, frames * 15.0 + 240.0, roads)
+        turns = roads == "real"
+        # the outer one of two lanes would be beyond the centre of a sharp turn
+        self.street = draw_street(rng, self.road.length, most_lanes=1 if turns else 2)
         self.light = draw_light(rng)
         self._drive(rng)
-        self.statics = build_surroundings(rng, self.road, self.street)
+        self.statics = build_surroundings(rng, self.road, self.street, turns)
         self._static_positions = np.array([solid.centre[:2] for solid in self.statics])
         self._static_reach = np.array([solid.radius for solid in self.statics])
         # some roads are empty: their frames are labelled, with no box
@@ -681,7 +721,7 @@ class World:
         taken: list[tuple[Number, Number]] = []
         for actor in self.actors:
             at = actor.s + (s if actor.follows else actor.speed * time)
-            if not s - 25 < at < s + 110:
+            if not s - 25 < at < s + 110 or self.road.curve(at) * actor.d > 0.75:
                 continue
             if any(abs(at - other) < 7 and abs(actor.d - d) < 1.9 for other, d in taken) and actor.kind == "Cyclist":
                 continue
@@ -721,9 +761,9 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 @lru_cache(maxsize=4)
-def build_world(seed: int, index: int, frames: int) -> World:
+def build_world(seed: int, index: int, frames: int, roads: str = "winding") -> World:
     """The scene of this index; cached, because a worker renders its moments one after the other."""
-    return World(seed, index, frames)
+    return World(seed, index, frames, roads)
 
 
 def build_lone_moment(actor: Actor, yaw: Number = 0.0) -> Moment:

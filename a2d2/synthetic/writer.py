@@ -1,8 +1,8 @@
 """Writes small synthetic scenes in the raw A2D2 format, for the demo and the tests.
 
 Distorted camera and label PNGs, lidar npz, label3D and camera JSON, bus signals, `cams_lidars.json`, `class_list.json`.
-The files depend on the seed only, not on the number of workers; finished scenes are not written again. Some frames lack
-some labels, and A2D2's known defects occur (docs/a2d2-format.md, section 10).
+The files depend on the seed only, not on the number of workers; finished scenes are not written again. Unless
+all is to be complete, some frames lack some labels, and A2D2's known defects occur (docs/a2d2-format.md, section 10).
 """
 
 import io
@@ -185,14 +185,19 @@ def encode_lidar(scan: dict[str, np.ndarray], camera, moment_us: int, broken: bo
     return buffer.getvalue()
 
 
-def describe_bus(world: World, number: int, frame: Frame, moment_us: int, rng: np.random.Generator) -> dict:
-    """One item of the bus file: signals around the frame's time `moment_us`, with the frame's values at that time."""
+def describe_bus(
+    world: World, number: int, frame: Frame, moment_us: int, rng: np.random.Generator, complete: bool = False
+) -> dict:
+    """One item of the bus file: signals around the frame's time `moment_us`, with the frame's values at that time.
+
+    complete: with a valid steering angle in any case.
+    """
     offsets = (np.arange(_BUS_SAMPLES) - _BUS_SAMPLES // 2) * 10_000
     timestamps = (moment_us + offsets).tolist()
     angles = world.steering[number] + world.angle_rates[number] * offsets / 1e6
     magnitude = np.round(np.abs(angles) / 0.15) * 0.15
     sign = (angles < 0).astype(int)
-    draw = rng.random()
+    draw = 1.0 if complete else rng.random()
     if draw < 0.02:
         magnitude[:] = 614.10
     elif draw < 0.06:
@@ -236,7 +241,7 @@ def _load_rig(path: Path) -> Calibration:
     return load_calibration(path)
 
 
-def write_scene(index: int, out: Path, frames: int, seed: int) -> int:
+def write_scene(index: int, out: Path, frames: int, seed: int, roads: str = "winding", complete: bool = False) -> int:
     """Write all files of a scene, its bus file last; return the number of frames."""
     cv2.setNumThreads(1)
     root = out / "camera_lidar_semantic_bboxes"
@@ -244,25 +249,25 @@ def write_scene(index: int, out: Path, frames: int, seed: int) -> int:
     finished = bus_path(out / "camera_lidar_semantic_bus", name_scene(index))
     if finished.is_file():
         return frames
-    world = build_world(seed, index, frames)
+    world = build_world(seed, index, frames, roads)
     bus = []
     for number, frame in enumerate(list_scene_frames(index, frames, root, seed)):
         rng = np.random.default_rng([seed, index, number, 3])
         moment_us = int(datetime.strptime(frame.scene, "%Y%m%d_%H%M%S").replace(tzinfo=UTC).timestamp() * 1e6)
         moment_us += int(world.times[number] * 1e6)
-        _write_frame(world.moment(number), frame, calibration, moment_us, rng)
-        if rng.random() > 0.06:
-            bus.append(describe_bus(world, number, frame, moment_us, rng))
+        _write_frame(world.moment(number), frame, calibration, moment_us, rng, complete)
+        if complete or rng.random() > 0.06:
+            bus.append(describe_bus(world, number, frame, moment_us, rng, complete))
     write_json(finished, bus)
     return frames
 
 
 def _write_frame(
-    moment: Moment, frame: Frame, calibration: Calibration, moment_us: int, rng: np.random.Generator
+    moment: Moment, frame: Frame, calibration: Calibration, moment_us: int, rng: np.random.Generator, complete: bool
 ) -> None:
     camera = calibration.cameras[VIEW]
     picture, label, shown = render_camera(moment, camera)
-    has_label, has_lidar, has_boxes = rng.random(3) > (0.06, 0.05, 0.06)
+    has_label, has_lidar, has_boxes = (rng.random(3) > (0.06, 0.05, 0.06)) | complete
     write_bytes(frame.path("camera"), encode_png(picture))
     lidar_ids = {str(number): name for number, name in enumerate(calibration.lidars)}
     write_json(frame.path("camera_info"), {"cam_name": VIEW, "cam_tstamp": moment_us, "lidar_ids": lidar_ids})
@@ -270,7 +275,9 @@ def _write_frame(
         write_bytes(frame.path("label"), encode_png(label))
     if has_lidar:
         scan = scan_lidars(moment, calibration, camera)
-        write_bytes(frame.path("lidar"), encode_lidar(scan, camera, moment_us, broken=rng.random() < 0.02))
+        write_bytes(
+            frame.path("lidar"), encode_lidar(scan, camera, moment_us, broken=rng.random() < 0.02 and not complete)
+        )
     if has_boxes:
         write_json(frame.path("label3D"), describe_boxes(moment, camera, shown, rng))
 
@@ -280,14 +287,17 @@ def _write_frame(
 
 def write_dataset(
     out: Path, scenes: int = 64, frames: int = 8, size: tuple[int, int] = (960, 604), seed: int = 0,
-    workers: int | None = None,
+    workers: int | None = None, roads: str = "winding", complete: bool = False,
 ) -> None:  # fmt: skip
-    """Write all scenes under `out`; resume if an earlier call was stopped. `size`: (width, height) of the pictures.
+    """Write all scenes under `out`; resume if an earlier call was stopped. `size`: (width, height) of the pictures;
+    `roads`: see `a2d2.synthetic.world.draw_road`; `complete`: every frame has all labels, and no file is defective.
 
     ValueError, with both values, if the folder contains a dataset made with other options.
     """
     out = Path(out)
     options = {"scenes": scenes, "frames": frames, "size": list(size), "seed": seed}
+    options |= {} if roads == "winding" else {"roads": roads}
+    options |= {"complete": True} if complete else {}
     path = out / "synthetic.json"
     if path.is_file():
         found = read_json(path)
@@ -305,7 +315,7 @@ def write_dataset(
     ]  # fmt: skip
     if not left:
         return
-    work = partial(write_scene, out=out, frames=frames, seed=seed)
+    work = partial(write_scene, out=out, frames=frames, seed=seed, roads=roads, complete=complete)
     workers = min(workers or len(os.sched_getaffinity(0)), len(left))
     with tqdm(total=len(left) * frames, desc="synthetic scenes", unit="frame") as bar:
         if workers == 1:

@@ -1,0 +1,133 @@
+"""What the runs of a grid cost, counted and not timed: images, cycles and operations.
+
+A busy machine makes the same step four to ten times slower, so seconds say little. Operations are twice the
+multiply-accumulates, and a backward pass counts as two forward passes. Every frame of a study's dataset has all labels.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiment import build_network, build_tasks
+from experiments.grid import Grid, Run
+from training.config import MICRO_BATCH, Config
+
+BACKWARD = 2  # forward passes that a backward pass costs
+VIEWS = 2  # a teacher sees a picture and its mirror image
+
+
+@dataclass(frozen=True)
+class Work:
+    """`cycles`: steps of the optimizer; `images`: that pass the encoder in training; `flops`: of training;
+    `teacher_flops`: of training the teachers and of writing their pseudo-labels."""
+
+    cycles: int = 0
+    images: int = 0
+    flops: float = 0.0
+    teacher_flops: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.cycles + other.cycles, self.images + other.images, self.flops + other.flops,
+            self.teacher_flops + other.teacher_flops,
+        )  # fmt: skip
+
+    @property
+    def total_flops(self) -> float:
+        return self.flops + self.teacher_flops
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Operations of a forward pass of one image: of encoder and neck, and of each head."""
+
+    shared: int
+    heads: Mapping[str, int]
+
+
+class CostCounter:
+    """Counts the work of the runs of a grid; networks of the same options are built once."""
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        width, height = grid.study.dataset.processed.split("x")
+        self.size = (int(width), int(height))
+        self._forwards: dict[str, Forward] = {}
+
+    def count(self, run: Run, tuned: bool = True) -> Work:
+        """The work of one run, with that of its teachers. KeyError while its tuning is not finished; what is tuned is
+        no part of the work, so without `tuned` it can be told before."""
+        config = self.grid.resolve(run, tuned=tuned)
+        forward = self._measure(config)
+        training = 1 + BACKWARD
+        images, flops = 0, 0.0
+        for number, rows in self._list_streams(config):
+            images += number
+            flops += training * number * forward.shared
+            flops += training * sum(number * share * forward.heads[task] for task, share in rows.items())
+            if config.train.mean_teacher is not None:
+                flops += VIEWS * number * (forward.shared + sum(forward.heads.values()))
+        teachers = sum((self._count_teaching(teacher, tuned) for teacher in run.teachers), 0.0)
+        steps = config.train.steps
+        return Work(steps, steps * images, steps * flops, teachers)
+
+    def _count_teaching(self, teacher: Run, tuned: bool) -> float:
+        config = self.grid.resolve(teacher, tuned=tuned)
+        forward = self._measure(config)
+        frames = self.grid.study.dataset.count_training_frames(config.data.split_fractions[0])
+        return self.count(teacher, tuned).total_flops + VIEWS * frames * (forward.shared + sum(forward.heads.values()))
+
+    def _list_streams(self, config: Config) -> Iterator[tuple[int, dict[str, float]]]:
+        """Of each stream the images of a step, and the share of them on which each head runs."""
+        names, labels = list(config.tasks), config.data.labels
+        given = config.train.micro_batch
+        sizes = given if isinstance(given, dict) else dict.fromkeys(names, given)
+        cycle = config.train.cycle
+        taught = config.data.pseudo is not None or config.train.mean_teacher is not None
+        if labels == "symmetric":
+            yield given * cycle, dict.fromkeys(names, 1.0)
+            return
+        budget: dict[str, float] = labels["budget"] if isinstance(labels, dict) else {}
+        for name in names:
+            shares = {other: budget.get(other, 1.0) for other in names}
+            if labels in ("one_task", "one_at_a_time"):
+                shares = dict.fromkeys(names, 0.0)
+            shares[name] = 1.0
+            yield sizes.get(name, MICRO_BATCH) * cycle, dict.fromkeys(names, 1.0) if taught else shares
+        # frames that no stream of true labels draws
+        drawn_by_none = len(names) < len(self.grid.tasks) if labels == "one_task" else max(
+            (budget.get(name, 1.0) for name in names), default=1.0
+        ) < 1  # fmt: skip
+        if taught and drawn_by_none:
+            own = config.data.pseudo.micro_batch if config.data.pseudo is not None else None
+            yield (own or max(sizes.values())) * cycle, dict.fromkeys(names, 1.0)
+
+    def _measure(self, config: Config) -> Forward:
+        options: dict[str, Any] = {
+            "model": config.model.model_dump(mode="json"),
+            "tasks": {name: each.model_dump(mode="json") for name, each in config.tasks.items()},
+        }
+        key = json.dumps(options)
+        if key not in self._forwards:
+            size = config.model.input_size or self.size
+            net = build_network(config.model, build_tasks(config.tasks), size, load_pretrained=False).eval()
+            self._forwards[key] = measure_forward(net, size)
+        return self._forwards[key]
+
+
+@torch.no_grad()
+def measure_forward(net: Any, size: tuple[int, int]) -> Forward:
+    """Operations of a network in evaluation mode on an image of (width, height) `size`."""
+    image = torch.zeros(1, 3, size[1], size[0], dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        features = net.shared_features(image)
+    shared, heads = counter.get_total_flops(), {}
+    for name in net.heads:
+        with FlopCounterMode(display=False) as counter:
+            net.run_head(name, features, (size[1], size[0]))
+        heads[name] = counter.get_total_flops()
+    return Forward(shared, heads)

@@ -1,0 +1,353 @@
+"""A grid of runs: what a study trains, read from a YAML file, and the results that are there already.
+
+An *arm* is a way to learn all tasks: four networks of one task each, or one shared network. It is trained once for each
+of its seeds. What a run is, is its config, its dataset, and the runs it learns from; a digest of these names it, so a
+result that is kept counts wherever it was made, and one whose config has changed since does not.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+
+from a2d2.images import read_json
+from tasks.options import OPTIONS, Closed
+from training.config import Config, ConfigError, config_to_dict, load_config
+from training.files import write_json
+from training.run import list_deciding_options
+
+FORMAT = 1  # of results
+SHARED = "shared"  # the network of all tasks; a network of one task has that task's name
+LOCAL = ("model.encoder.weights", "data.pseudo.roots")  # where a file lies decides nothing
+
+
+class GridError(ValueError):
+    """A grid that cannot be used; the message names the file and the key."""
+
+
+class SyntheticSet(Closed):
+    """The dataset of the study, which `python -m a2d2.synthetic` and the preprocessing scripts write from these
+    options alone."""
+
+    out: str
+    scenes: PositiveInt
+    frames: PositiveInt
+    size: str
+    seed: NonNegativeInt
+    roads: str
+    processed: str
+
+    def count_training_frames(self, share: float) -> int:
+        """Of a split by scene, of which so many scenes are for training."""
+        return round(self.scenes * share) * self.frames
+
+
+class GivenSet(Closed):
+    """A dataset that is there already, where `data.roots` of the base says: its name, the size of its pictures, and the
+    number of training frames."""
+
+    about: str
+    processed: str
+    training_frames: PositiveInt
+
+    def count_training_frames(self, share: float) -> int:
+        return self.training_frames
+
+
+class Tuning(Closed):
+    """`settings`: options of a config that are tried, each in a run of `share` of the steps with the first seed."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    settings: tuple[dict[str, Any], ...] = Field(min_length=1)
+
+
+class Arm(Closed):
+    """`networks`: one for each task, or one for all; `tasks`: by default all of the base config. `set`: options that
+    differ from the base. `tuned`: whose tuning it inherits, itself for an arm that is tuned; null: none. `teachers`:
+    the arm whose runs of the same seed have made its pseudo-labels. `calibrated_by`: the arm whose first runs have held
+    labels back, on which the confidence of this arm's pseudo-labels is calibrated. `steps`: multiple of the base's
+    steps."""
+
+    title: str
+    networks: Literal["single", "shared"]
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    tasks: tuple[Literal[*OPTIONS], ...] | None = None  # type: ignore[valid-type]
+    base: str | None = None
+    set: dict[str, Any] = {}
+    tuned: str | None = None
+    teachers: str | None = None
+    calibrated_by: str | None = None
+    steps: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Study(Closed):
+    """The content of the file of a grid. The seed of a run is also that of the assignment of labels, unless an arm sets
+    data.labels_seed, so all arms of one seed have the same labels."""
+
+    base: str
+    dataset: SyntheticSet | GivenSet
+    tuning: Tuning | None = None
+    arms: dict[str, Arm] = Field(min_length=1)
+    comparisons: tuple["Comparison", ...] = ()
+
+    @field_validator("arms")
+    @classmethod
+    def check_names(cls, arms):
+        for name in arms:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(f"the arm {name!r} must have a name of letters, digits and underscores")
+        return arms
+
+    @model_validator(mode="after")
+    def check_references(self):
+        for name, arm in self.arms.items():
+            references = (("tuned", arm.tuned), ("teachers", arm.teachers), ("calibrated_by", arm.calibrated_by))
+            for key, other in references:
+                if other is not None and other not in self.arms:
+                    raise ValueError(f"arms.{name}.{key} = {other!r}: there is no such arm")
+            if arm.teachers is not None and (missing := set(arm.seeds) - set(self.arms[arm.teachers].seeds)):
+                raise ValueError(f"arms.{name}: its teachers {arm.teachers} have no seed {min(missing)}")
+            if arm.tuned is not None and self.tuning is None:
+                raise ValueError(f"arms.{name}.tuned = {arm.tuned!r}, and the grid has no tuning")
+            if arm.tuned is not None and self.arms[arm.tuned].networks != arm.networks:
+                raise ValueError(f"arms.{name}.tuned = {arm.tuned!r}: that arm has other networks")
+            if arm.tuned is not None and self.arms[arm.tuned].tuned != arm.tuned:
+                raise ValueError(f"arms.{name}.tuned = {arm.tuned!r}: that arm is not tuned itself")
+        for comparison in self.comparisons:
+            for arm in (*comparison.arms, comparison.reference):
+                if arm not in self.arms:
+                    raise ValueError(f"comparisons: there is no arm {arm!r}")
+        return self
+
+
+class Comparison(Closed):
+    """A table: `arms` against `reference`, on the seeds that both have; `about`: a sentence above it."""
+
+    title: str
+    reference: str
+    arms: tuple[str, ...] = Field(min_length=1)
+    about: str = ""
+
+
+Study.model_rebuild()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. `network`: SHARED or a task. `setting`: the number of a tuned setting, None for a run of the
+    study itself. `teachers`: the runs that make its pseudo-labels."""
+
+    arm: str
+    network: str
+    seed: int
+    tasks: tuple[str, ...]
+    setting: int | None = None
+    teachers: tuple["Run", ...] = ()
+
+    @property
+    def name(self) -> str:
+        kind = f"seed{self.seed}" if self.setting is None else f"setting{self.setting}"
+        return f"{self.arm}.{self.network}.{kind}"
+
+
+@dataclass
+class Grid:
+    """`path`: of its file; `results`: folder of the results; `weights`: name of an encoder -> file with its ImageNet
+    weights, in place of timm's."""
+
+    path: Path
+    study: Study
+    results: Path
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self._load(self.study.base, []).tasks)
+
+    def _load(self, base: str, overrides: Sequence[str]) -> Config:
+        try:
+            return load_config(base, [*overrides], OPTIONS)
+        except ConfigError as error:
+            raise GridError(f"{self.path}: {error}") from error
+
+    def list_runs(self) -> list[Run]:
+        """All runs, those that others wait for first."""
+        runs: dict[str, Run] = {}
+        for name, arm in self.study.arms.items():
+            if arm.tuned == name:
+                for setting in range(self.count_settings()):
+                    for run in self._list_networks(name, arm, arm.seeds[0], setting):
+                        runs.setdefault(run.name, run)
+        waiting = dict(self.study.arms)
+        while waiting:
+            ready = [
+                name for name, arm in waiting.items()
+                if arm.teachers not in waiting and (arm.teachers is None or self._find_calibrator(arm) not in waiting)
+            ]  # fmt: skip
+            if not ready:
+                raise GridError(f"{self.path}: the arms {', '.join(waiting)} wait for each other as teachers")
+            for name in ready:
+                arm = waiting.pop(name)
+                for seed in arm.seeds:
+                    for run in self._list_networks(name, arm, seed):
+                        runs[run.name] = run
+        return list(runs.values())
+
+    def _list_networks(self, name: str, arm: Arm, seed: int, setting: int | None = None) -> Iterator[Run]:
+        tasks = arm.tasks or self.tasks
+        networks = {SHARED: tasks} if arm.networks == "shared" else {task: (task,) for task in tasks}
+        for network, own in networks.items():
+            teachers: tuple[Run, ...] = ()
+            if arm.teachers is not None:
+                others = self._list_networks(arm.teachers, self.study.arms[arm.teachers], seed)
+                teachers = tuple(other for other in others if set(other.tasks) & set(own))
+            yield Run(name, network, seed, own, setting, teachers)
+
+    def count_settings(self) -> int:
+        return 0 if self.study.tuning is None else len(self.study.tuning.settings)
+
+    def _find_calibrator(self, arm: Arm) -> str | None:
+        """The arm that the teachers of an arm are calibrated by."""
+        return None if arm.teachers is None else self.study.arms[arm.teachers].calibrated_by
+
+    def find_calibration(self, teacher: Run) -> Run | None:
+        """The run on whose held-out labels the pseudo-labels of a teacher are calibrated."""
+        name = self.study.arms[teacher.arm].calibrated_by
+        if name is None:
+            return None
+        arm = self.study.arms[name]
+        found = [run for run in self._list_networks(name, arm, arm.seeds[0]) if set(run.tasks) <= set(teacher.tasks)]
+        return found[0] if found else None
+
+    def list_needed(self, run: Run) -> list[Run]:
+        """The runs that must be finished before this one."""
+        calibrations = [self.find_calibration(teacher) for teacher in run.teachers]
+        return [*self.list_tuning(run), *run.teachers, *(each for each in calibrations if each is not None)]
+
+    def list_tuning(self, run: Run) -> list[Run]:
+        """The runs that decide its tuned options; none for a run of tuning, and for an arm that is not tuned."""
+        arm = self.study.arms[run.arm]
+        if run.setting is not None or arm.tuned is None:
+            return []
+        tuned = self.study.arms[arm.tuned]
+        everyone = [
+            other
+            for setting in range(self.count_settings())
+            for other in self._list_networks(arm.tuned, tuned, tuned.seeds[0], setting)
+        ]
+        return [other for other in everyone if other.network == run.network]
+
+    def find_best_setting(self, run: Run) -> int | None:
+        """The setting with the best validation score; None for an arm that is not tuned. KeyError if one is missing."""
+        candidates = self.list_tuning(run)
+        if not candidates:
+            return run.setting
+        skills = {}
+        for other in candidates:
+            result = self.read_result(other)
+            if result is None:
+                raise KeyError(other.name)
+            skills[other.setting] = -float("inf") if result["skill"] is None else result["skill"]
+        return max(skills, key=lambda setting: skills[setting])
+
+    def list_overrides(self, run: Run, tuned: bool = True) -> dict[str, Any]:
+        """The options in which a run differs from its base. KeyError while its tuning is not finished, unless it is
+        asked for `tuned` False, as if the first setting had won."""
+        arm = self.study.arms[run.arm]
+        values: dict[str, Any] = {f"tasks.{name}": None for name in self.tasks if name not in run.tasks}
+        if tuned:
+            setting = self.find_best_setting(run)
+        else:
+            setting = 0 if self.list_tuning(run) else run.setting
+        if setting is not None:
+            assert self.study.tuning is not None
+            values |= self.study.tuning.settings[setting]
+        values |= {"seed": run.seed, "data.labels_seed": run.seed} | arm.set
+        base = self._load(arm.base or self.study.base, [])
+        share = arm.steps if run.setting is None or self.study.tuning is None else self.study.tuning.share
+        if share != 1:
+            values |= scale_steps(base, share)
+        return values
+
+    def list_arguments(self, run: Run, roots: Sequence[str] = (), tuned: bool = True) -> list[str]:
+        """Those of train.py, but for --run; `roots`: those of its pseudo-labels. KeyError like list_overrides."""
+        arm = self.study.arms[run.arm]
+        base = arm.base or self.study.base
+        values = self.list_overrides(run, tuned) | {"run": run.name}
+        if run.teachers:
+            values |= {"data.pseudo.roots": list(roots) or ["pseudo"]}
+        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        encoder = self._load(base, overrides).model.encoder
+        if encoder.pretrained and encoder.name in self.weights:
+            overrides.append(f"model.encoder.weights={json.dumps(self.weights[encoder.name])}")
+        return ["--config", base, *overrides]
+
+    def resolve(self, run: Run, roots: Sequence[str] = (), tuned: bool = True) -> Config:
+        """Its config; see list_arguments."""
+        _, base, *overrides = self.list_arguments(run, roots, tuned)
+        return self._load(base, overrides)
+
+    def digest(self, run: Run) -> str:
+        """A fingerprint of all that decides its result. KeyError while its tuning is not finished."""
+        options = list_deciding_options(config_to_dict(self.resolve(run)))
+        kept = {key: value for key, value in options.items() if key not in LOCAL}
+        dataset = self.study.dataset.model_dump(mode="json", exclude={"out"})
+        needed = [*run.teachers, *(each for teacher in run.teachers if (each := self.find_calibration(teacher)))]
+        content = [kept, dataset, sorted(self.digest(other) for other in needed)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def result_path(self, run: Run) -> Path:
+        return self.results / f"{run.name}.json"
+
+    def read_result(self, run: Run) -> dict[str, Any] | None:
+        """The result of a run; None if there is none, or it is that of another config. KeyError while its tuning is
+        not finished."""
+        try:
+            content = read_json(self.result_path(run))
+        except (OSError, ValueError):
+            return None
+        whole = isinstance(content, dict) and content.get("format") == FORMAT
+        return content if whole and content.get("digest") == self.digest(run) else None
+
+    def write_result(self, run: Run, content: Mapping[str, Any]) -> None:
+        self.results.mkdir(parents=True, exist_ok=True)
+        about = {"format": FORMAT, "digest": self.digest(run), "arm": run.arm, "network": run.network}
+        about |= {"seed": run.seed, "setting": run.setting, "options": self.list_overrides(run)}
+        write_json(self.result_path(run), about | dict(content))
+
+
+def scale_steps(config: Config, share: float) -> dict[str, Any]:
+    """Overrides for a run of a share of the steps, with the schedule scaled alike."""
+    train = config.train
+    steps = max(1, round(train.steps * share))
+    return {
+        "train.steps": steps,
+        "train.schedule.warmup_steps": round(train.schedule.warmup_steps * share),
+        "train.evaluate_every": max(1, round(train.evaluate_every * share)),
+        "train.save_every": max(1, round(train.save_every * share)),
+    }
+
+
+def read_grid(path: Path, weights: Mapping[str, str] | None = None, results: Path | None = None) -> Grid:
+    """GridError for a file that cannot be read, or is no grid; all problems at once."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GridError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GridError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+    try:
+        study = Study.model_validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        problems = [
+            f"{path}: {'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors(include_url=False)
+        ]
+        raise GridError("\n".join(problems)) from error
+    return Grid(path, study, results or Path(__file__).parent / "results" / path.stem, weights or {})

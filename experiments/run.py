@@ -1,0 +1,325 @@
+"""Train what is missing of a grid, and keep the results.
+
+    python experiments/run.py configs/study/main.yaml --dry-run              # how many runs are left, what they cost
+    python experiments/run.py configs/study/main.yaml [--only PATTERN ...] [--jobs 2]
+
+A run that was stopped goes on where it was, and one whose result is in experiments/results/ is not repeated. The test
+subset is not looked at here: experiments/tabulate.py opens it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import _common
+
+from a2d2.console import allow_any_text
+from training.arguments import count
+
+DONE, ERROR, WRONG_USE, STOPPED = 0, 1, 2, 75
+
+
+def parse_weights(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r}: write ENCODER=FILE, where FILE is there")
+    return name, path
+
+
+def read_arguments() -> argparse.Namespace:
+    allow_any_text()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("grid", type=Path, help="YAML file; see configs/study/")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="PATTERN",
+        help="runs by name, ARM.NETWORK.SEED, such as 'one_label_single.*'; what they need is run too",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print what is left, and do nothing")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder for runs and pseudo-labels")
+    parser.add_argument("--results", type=Path, help="folder of the results (default: experiments/results/GRID)")
+    parser.add_argument(
+        "--weights", nargs="+", default=[], metavar="ENCODER=FILE", type=parse_weights,
+        help="ImageNet weights of an encoder, where timm's cannot be fetched",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ARGUMENTS = read_arguments()
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+from tqdm import tqdm
+
+from a2d2.images import read_json
+from experiments.cost import CostCounter, Work
+from experiments.grid import Grid, GridError, Run, SyntheticSet, read_grid
+from training.log import describe_machine
+
+SCRIPTS = ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle")
+NOT_FINITE = "is not finite"  # a failure that is a result
+
+
+class RunError(RuntimeError):
+    """A run that could not be finished, for a reason that is no result; the message ends the program."""
+
+
+class StoppedError(RuntimeError):
+    """The user or the machine has asked to stop."""
+
+
+@dataclass
+class Worker:
+    """Starts programs, and stops them when it is told to. `threads`: cores of each."""
+
+    runs: Path
+    threads: int
+    device: str
+    processes: set = field(default_factory=set)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def call(self, command: Sequence[str], log: Path) -> str:
+        """The end of what a program has printed. RunError if it fails, StoppedError if it was stopped."""
+        if self.stopping.is_set():
+            raise StoppedError
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        with log.open("ab") as file:
+            file.write(f"$ {shlex.join(command)}\n".encode())
+            file.flush()
+            start = file.tell()
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=_common.ROOT, stdout=file, stderr=file, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+            self.processes.add(process)
+            if self.stopping.is_set():
+                process.terminate()
+            code = process.wait()
+            self.processes.discard(process)
+        with log.open("rb") as file:
+            file.seek(start)
+            printed = file.read().decode(errors="replace")
+        if code == STOPPED or (code and self.stopping.is_set()):
+            raise StoppedError
+        if code:
+            lines = [line for line in printed.replace("\r", "\n").splitlines() if line.strip()]
+            raise RunError(
+                f"{shlex.join(command)} ended with exit code {code}: {lines[-1] if lines else ''}; see {log}"
+            )
+        return printed
+
+    def stop(self) -> None:
+        self.stopping.set()
+        for process in list(self.processes):
+            process.terminate()
+
+
+def prepare_dataset(dataset: SyntheticSet, worker: Worker) -> None:
+    """Write the dataset, as far as it is not there."""
+    log = worker.runs / "dataset.log"
+    finished = Path(dataset.out) / "processed" / dataset.processed / "reports" / "steering.json"
+    command = ["-m", "a2d2.synthetic", "--out", dataset.out, "--scenes", f"{dataset.scenes}", "--frames"]
+    command += [f"{dataset.frames}", "--size", dataset.size, "--seed", f"{dataset.seed}", "--roads", dataset.roads]
+    # also where all is there: it refuses a folder with another dataset
+    worker.call([*command, "--complete"], log)
+    if finished.is_file():
+        return
+    print(f"writing the dataset into {dataset.out}, {dataset.scenes * dataset.frames} frames; see {log}")
+    for script in SCRIPTS:
+        data = Path(dataset.out) / "camera_lidar_semantic_bboxes"
+        worker.call([f"preprocessing/{script}.py", "--data", str(data), "--size", dataset.processed, "--strict"], log)
+
+
+def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
+    """Train one run and keep its result."""
+    folder, log = worker.runs / run.name, worker.runs / "logs" / f"{run.name}.log"
+    roots = [str(label_frames(grid, teacher, worker)) for teacher in run.teachers]
+    config = grid.resolve(run, roots)
+    command = list_training_command(grid, run, roots, folder, worker.device)
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", *command]),
+        "cost": {"cycles": work.cycles, "images": work.images, "flops": work.flops} | {"teachers": work.teacher_flops},
+        "made": describe_machine(),
+    }
+    try:
+        worker.call(command, log)
+    except RunError as error:
+        if NOT_FINITE not in str(error):
+            raise
+        grid.write_result(run, result | {"failed": str(error).partition("; see ")[0], "skill": None, "val": {}})
+        return
+    best = read_json(folder / "best.json")
+    scores = {
+        name: {key: score[key] for key in ("headline", "score", "constant", "skill", "frames")}
+        for name, score in best["scores"].items()
+    }
+    labels = {name: len(names) for name, names in read_assignment(folder).items()}
+    result |= {"failed": None, "skill": best["skill"], "step": best["step"], "labels": labels, "val": scores}
+    assert set(scores) == set(config.tasks), (run.name, set(scores))
+    grid.write_result(run, result)
+
+
+def read_assignment(folder: Path) -> dict[str, list[str]]:
+    from training.sampling import parse_assignment
+
+    return parse_assignment((folder / "assignment.json").read_text(encoding="utf-8"))
+
+
+def list_training_command(grid: Grid, run: Run, roots: Sequence[str], folder: Path, device: str) -> list[str]:
+    return ["train.py", *grid.list_arguments(run, roots), f"train.device={device}", "--run", str(folder), "--resume"]
+
+
+def label_frames(grid: Grid, teacher: Run, worker: Worker) -> Path:
+    """The pseudo-labels of a teacher for the training frames, made if they are not there; the teacher is trained again
+    where only its result was kept."""
+    weights = worker.runs / teacher.name / "best.safetensors"
+    log = worker.runs / "logs" / f"{teacher.name}.log"
+    if not weights.is_file():
+        roots = [str(label_frames(grid, other, worker)) for other in teacher.teachers]
+        command = list_training_command(grid, teacher, roots, worker.runs / teacher.name, worker.device)
+        worker.call(command, log)
+    out = worker.runs / "pseudo" / teacher.name
+    calibration = grid.find_calibration(teacher)
+    extra = [] if calibration is None else ["--calibrate", str(worker.runs / calibration.name)]
+    worker.call(
+        [
+            "pseudo_label.py",
+            str(weights.parent),
+            "--out",
+            str(out),
+            "--device",
+            worker.device,
+            *extra,
+            "--workers",
+            "0",
+        ],
+        log,
+    )
+    return out
+
+
+def choose_runs(grid: Grid, patterns: Collection[str]) -> list[Run]:
+    """The runs whose names fit, and all that these need."""
+    everyone = {run.name: run for run in grid.list_runs()}
+    chosen: set[str] = set()
+    waiting = [run for run in everyone.values() if any(fnmatch(run.name, pattern) for pattern in patterns)]
+    if not waiting:
+        raise GridError(f"{grid.path}: no run is called {' or '.join(patterns)}; there are {', '.join(everyone)}")
+    while waiting:
+        run = waiting.pop()
+        if run.name not in chosen:
+            chosen.add(run.name)
+            waiting += [*grid.list_needed(run)]
+    return [run for run in everyone.values() if run.name in chosen]
+
+
+def is_done(grid: Grid, run: Run) -> bool:
+    try:
+        return grid.read_result(run) is not None
+    except KeyError:
+        return False
+
+
+def describe_plan(grid: Grid, runs: Sequence[Run]) -> str:
+    """A line for each arm: runs that are done and left, and what is left costs."""
+    counter = CostCounter(grid)
+    lines = [f"{'arm':34}{'done':>6}{'left':>6}{'cycles':>10}{'images':>12}{'TFLOPs':>10}"]
+    total, left_in_all = Work(), 0
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.arm if run.setting is None else f"tuning of {run.arm}", []).append(run)
+    for name, members in groups.items():
+        left = [run for run in members if not is_done(grid, run)]
+        work = sum((counter.count(run, tuned=False) for run in left), Work())
+        total, left_in_all = total + work, left_in_all + len(left)
+        lines.append(
+            f"{name:34}{len(members) - len(left):6}{len(left):6}{work.cycles:10}{work.images:12}{work.flops / 1e12:10.1f}"
+        )
+    lines.append(
+        f"{'all':34}{len(runs) - left_in_all:6}{left_in_all:6}{total.cycles:10}{total.images:12}{total.flops / 1e12:10.1f}"
+    )
+    return "\n".join(lines)
+
+
+def run_all(grid: Grid, runs: Sequence[Run], worker: Worker, jobs: int) -> int:
+    """Train all runs, those that others wait for first; returns how many were trained."""
+    counter = CostCounter(grid)
+    left = [run for run in runs if not is_done(grid, run)]
+    total = sum(counter.count(run, tuned=False).images for run in left)
+    trained = 0
+    pool, busy = ThreadPoolExecutor(jobs), {}
+    with tqdm(total=total, desc="images", unit="image", unit_scale=True) as bar:
+        try:
+            while left or busy:
+                ready = [run for run in left if all(is_done(grid, other) for other in grid.list_needed(run))]
+                for run in ready[: jobs - len(busy)]:
+                    left.remove(run)
+                    work = counter.count(run)
+                    busy[pool.submit(perform, grid, run, worker, work)] = (run, work)
+                bar.set_postfix_str(", ".join(run.name for run, _ in busy.values()))
+                finished, _ = wait(busy, timeout=1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    run, work = busy.pop(future)
+                    future.result()
+                    trained += 1
+                    bar.update(work.images)
+                    tqdm.write(describe_result(grid, run))
+        except BaseException:
+            worker.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return trained
+
+
+def describe_result(grid: Grid, run: Run) -> str:
+    result = grid.read_result(run)
+    assert result is not None
+    if result["failed"]:
+        return f"{run.name}: failed: {result['failed']}"
+    scores = ", ".join(f"{name} {score['headline']} {score['score']:.4f}" for name, score in result["val"].items())
+    return f"{run.name}: {scores}"
+
+
+def main(arguments: argparse.Namespace | None = None) -> int:
+    arguments = arguments or read_arguments()
+    worker = None
+    try:
+        grid = read_grid(arguments.grid, dict(arguments.weights), arguments.results)
+        runs = choose_runs(grid, arguments.only)
+        if arguments.dry_run:
+            print(describe_plan(grid, runs))
+            return DONE
+        cores = len(os.sched_getaffinity(0))
+        worker = Worker(arguments.runs, max(1, cores // arguments.jobs), arguments.device)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        if isinstance(grid.study.dataset, SyntheticSet):
+            prepare_dataset(grid.study.dataset, worker)
+        trained = run_all(grid, runs, worker, arguments.jobs)
+    except GridError as error:
+        print(f"run: {error}", file=sys.stderr)
+        return WRONG_USE
+    except (KeyboardInterrupt, StoppedError):
+        print("run: stopped; the same command goes on", file=sys.stderr)
+        return STOPPED
+    except (RunError, OSError, ValueError) as error:
+        print(f"run: {error}; the same command goes on", file=sys.stderr)
+        return ERROR
+    print(f"{trained} runs trained, {len(runs) - trained} were there; results in {grid.results}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(ARGUMENTS))
