@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 from torch import nn
 from tqdm import tqdm
 
-from a2d2.dataset import Geometry, PreprocessedDataset, index_labels, index_roots
+from a2d2.dataset import Geometry, PreprocessedDataset, TeacherFiles, index_labels, index_roots
 from a2d2.frames import VIEWS, Frame
 from a2d2.images import read_json, write_json
 from a2d2.predictions import digest_file, holds_predictions
@@ -336,9 +337,14 @@ def list_changed(key: str, options: BaseModel) -> list[str]:
 
 
 def find_ancestors(config: Any) -> tuple[str, ...] | None:
-    """The names of the frames that the weights a run starts from were trained on, by runs of this project; None if
-    such weights do not say."""
+    """The names of the frames that the weights a run starts from, and its teachers, were trained on, by runs of this
+    project; None if such weights do not say."""
     inherited: set[str] = set()
+    for root in config.data.pseudo.roots if config.data.pseudo is not None else ():
+        source = load_pseudo_labels(root)
+        if not source.knows_frames:
+            return None
+        inherited |= source.record.trained
     for given in (config.train.init, config.model.encoder.weights):
         if given is None or not is_own_weights(find_weights(Path(given))):
             continue
@@ -566,6 +572,69 @@ def load_predictions(folder: Path) -> Predicted:
         name=name, folder=Path(folder), tasks=tasks, size=size, cameras=cameras, about=about, split=split,
         record=record, header=header, recipe=recipe,
     )  # fmt: skip
+
+
+def load_pseudo_labels(root: str) -> Predicted:
+    """A folder that pseudo_label.py has written; ValueError for another one."""
+    if not holds_predictions(Path(root)):
+        raise ValueError(f"data.pseudo.roots: {root} holds no pseudo-labels; make them with pseudo_label.py")
+    source = load_predictions(Path(root))
+    if "teachers" not in source.header:
+        raise ValueError(
+            f"data.pseudo.roots: {root} holds predictions without what their confidence needs: make pseudo-labels with "
+            "pseudo_label.py"
+        )
+    return source
+
+
+def find_teacher_files(
+    roots: Sequence[str],
+    tasks: Mapping[str, Task],
+    data: Data,
+    assignment: Mapping[str, Sequence[int]],
+    size: tuple[int, int],
+) -> tuple[TeacherFiles, tuple[str, ...]]:
+    """What teachers say about the training frames, of each task about those whose true label is not used, and a
+    fingerprint of it; `size`: (width, height) of the network's input.
+
+    ValueError for pseudo-labels that do not fit the tasks or the dataset, that two folders have, or that say nothing
+    new.
+    """
+    frames = data.subsets["train"]
+    views = {frame.view for frame in frames}
+    found: dict[str, dict[Frame, Frame]] = {name: {} for name in tasks}
+    about, identity, conflicts = {}, [], []
+    for root in roots:
+        source = load_pseudo_labels(root)
+        if source.size != data.size:
+            raise ValueError(
+                f"data.pseudo.roots: {root} has pictures of {source.size}, this dataset {data.size}; make pseudo-labels "
+                "of it with pseudo_label.py --data"
+            )
+        source.check_frames(frames, data)
+        kinds = read_json(source.folder / "dataset.json")["kinds"]
+        about[source.folder] = kinds
+        digest = hashlib.sha256(json.dumps([source.header, kinds], sort_keys=True).encode())
+        for name, task in tasks.items():
+            if conflict := task.find_soft_conflict(kinds, size):
+                conflicts.append(f"{root}: {name}: {conflict}")
+                continue
+            there = index_labels([frame.under(source.folder) for frame in frames], task.soft_kind, views)
+            digest.update(f"{name} {' '.join(sorted(map(str, there)))}".encode())
+            used = {frames[index] for index in assignment[name]}
+            if twice := sorted(there & found[name].keys()):
+                raise ValueError(
+                    f"data.pseudo.roots: {root} and {found[name][twice[0]].root} both have pseudo-labels of {name}, such "
+                    f"as for {twice[0]}: leave one of them out"
+                )
+            found[name] |= {frame: frame.under(source.folder) for frame in there - used}
+        identity.append(digest.hexdigest()[:16])
+    if not any(found.values()):
+        reasons = "; ".join(conflicts) or "the true labels of all their frames are used, or they have other frames"
+        raise ValueError(f"data.pseudo.roots: there is nothing to learn from {', '.join(roots)}: {reasons}")
+    if severe := [conflict for conflict in conflicts if "they have none of" not in conflict]:
+        raise ValueError(f"data.pseudo.roots: {severe[0]}")
+    return TeacherFiles(tasks, found, about, data.size), tuple(identity)
 
 
 def load_source(path: Path, device: torch.device) -> Trained | Predicted:

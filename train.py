@@ -44,14 +44,14 @@ import random
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from a2d2.dataset import Augmentation, FrameDataset
+from a2d2.dataset import Augmentation, FrameDataset, TeacherFiles
 from a2d2.frames import Frame
 from evaluate import Scores, evaluate, format_table, mean_skill
 from experiment import (
@@ -65,6 +65,7 @@ from experiment import (
     collect_label_statistics,
     find_ancestors,
     find_labels,
+    find_teacher_files,
     initialise,
     load_data,
     load_recorded_data,
@@ -73,7 +74,7 @@ from experiment import (
 )
 from tasks.task import Task
 from training.balancing import Balancer, NonFiniteError, Normaliser
-from training.config import MICRO_BATCH
+from training.config import MICRO_BATCH, Ramp
 from training.cycle import Cycle, CycleBackward, count_labels
 from training.distributed import RankError, Ranks, join_ranks
 from training.ema import EmaWeights
@@ -84,6 +85,7 @@ from training.run import Run, RunState
 from training.sampling import (
     CycleSampler,
     Stream,
+    Teaching,
     assign_labels,
     build_streams,
     draw_budget,
@@ -94,14 +96,15 @@ from training.sampling import (
     read_assignment,
     write_assignment,
 )
-from training.updates import AsyncUpdate, CycleUpdate, Update
+from training.teacher import MeanTeacher
+from training.updates import AsyncUpdate, CycleUpdate, SoftCounts, Update
 
 
 @dataclass
 class Setup:
     """What a run trains on. `frames`: those of the training subset; `assignment`: task -> which of them, by index, have
     a label of it that is used; `labels`: task -> all frames whose label of it may be used; `size`: (width, height) of
-    the network's input."""
+    the network's input; `teachers`: the pseudo-labels, if there are any."""
 
     config: Config
     device: torch.device
@@ -114,6 +117,7 @@ class Setup:
     assignment: dict[str, list[int]]
     size: tuple[int, int]
     ranks: Ranks
+    teachers: TeacherFiles | None = None
 
     def write_assignment(self) -> str:
         """The text of assignment.json."""
@@ -130,14 +134,40 @@ class Setup:
         active = {
             name: (task.options.train.from_step, task.options.train.until_step) for name, task in self.tasks.items()
         }
-        return build_streams(self.assignment, name_regime(self.config), micro_batch, active, self.record.repeat_factors)
+        numbers = micro_batch.values() if isinstance(micro_batch, dict) else [micro_batch]
+        pseudo = self.config.data.pseudo
+        return build_streams(
+            self.assignment, name_regime(self.config), micro_batch, active, self.record.repeat_factors,
+            self._find_unlabelled(), (pseudo.micro_batch if pseudo else None) or max(numbers),
+        )  # fmt: skip
+
+    @property
+    def ramp(self) -> Ramp | None:
+        """When teachers are heard, and how much what they say counts; None if there are none."""
+        return self.config.data.pseudo or self.config.train.mean_teacher
+
+    @property
+    def taught(self) -> dict[str, frozenset[Frame]] | None:
+        """Task -> the frames about which the mean teacher is asked: those whose true label is not used."""
+        if self.config.train.mean_teacher is None:
+            return None
+        return {
+            name: frozenset(self.frames).difference(self.frames[index] for index in indices)
+            for name, indices in self.assignment.items()
+        }
+
+    def _find_unlabelled(self) -> list[int]:
+        """The frames about which teachers say something."""
+        about: Mapping[str, Collection[Frame]] = self.teachers.frames if self.teachers else self.taught or {}
+        known = set().union(*about.values())
+        return [index for index, frame in enumerate(self.frames) if frame in known]
 
     def build_sampler(self, first_step: int) -> CycleSampler:
         """This rank's micro-batches from `first_step` to the last."""
         options = self.config.train
         return CycleSampler(
             self.build_streams(), options.cycle, self.config.seed, first_step, options.steps, options.merge,
-            self.ranks.rank, self.ranks.world,
+            self.ranks.rank, self.ranks.world, Teaching(tuple(self.tasks), self.ramp.steps) if self.ramp else None,
         )  # fmt: skip
 
 
@@ -174,6 +204,7 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
     tasks = build_tasks(config.tasks, record and dict(record.label_statistics))
     check_fit(config.model, tasks)  # mistakes in the config are reported before any file is read
     split = read_split(config.data)
+    fresh = record is None
     if record is None:
         data = load_data(split, limit=config.data.limit)
         labels = find_labels(tasks, data, split.views)
@@ -197,7 +228,17 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
             "the file it came from, or the code has changed: put that back, or start another run with --run"
         )
     size = config.model.input_size or data.size
-    setup = Setup(config, device, tasks, split, data, record, frames, labels, assignment, size, ranks)
+    teachers = None
+    if config.data.pseudo is not None:
+        teachers, pseudo = find_teacher_files(config.data.pseudo.roots, tasks, data, assignment, size)
+        if fresh:
+            record = replace(record, pseudo=pseudo)
+        elif tuple(record.pseudo) != pseudo:
+            raise ValueError(
+                f"the pseudo-labels in {', '.join(config.data.pseudo.roots)} are not those this run started with: bring "
+                "those back, or start another run with --run"
+            )
+    setup = Setup(config, device, tasks, split, data, record, frames, labels, assignment, size, ranks, teachers)
     fewest = setup.build_sampler(0).find_fewest()
     if fewest == 0:
         raise WrongUseError(
@@ -415,8 +456,9 @@ def load_cycles(setup: Setup, first_step: int) -> Generator[Cycle, None, None]:
         used = {name: {setup.frames[index] for index in indices} for name, indices in setup.assignment.items()}
     augmentation = Augmentation(**options.augment.model_dump())
     dataset = FrameDataset(
-        setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation, labels=used, for_training=True
-    )
+        setup.frames, setup.data.roots, setup.tasks, setup.size, augmentation, labels=used, for_training=True,
+        teachers=setup.teachers, taught=setup.taught,
+    )  # fmt: skip
 
     def gather(batches: Iterator[Any]) -> Iterator[Cycle]:
         for step in range(first_step, setup.config.train.steps):
@@ -496,6 +538,11 @@ def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
     options, progress = setup.config.train, state.progress
     measure_every = setup.config.balancing.measure_every
     cycles = load_cycles(setup, progress.step)
+    ask_teacher = None
+    if options.mean_teacher is not None:
+        assert state.ema is not None
+        autocast = choose_autocast(options.precision, setup.device)
+        ask_teacher = MeanTeacher(state.ema.net, setup.tasks, setup.size, setup.device, autocast)
     between_steps = True
     try:
         if not progress.validated:
@@ -503,13 +550,13 @@ def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
             run.save(state)
         steps = range(progress.step, options.steps)
         for step in tqdm(steps, initial=progress.step, total=options.steps, disable=not setup.ranks.first):
-            cycle, counts = take_cycle(cycles, setup, stop)
+            cycle, counts, soft = take_cycle(cycles, setup, stop, step, ask_teacher)
 
             # a step: gradients of all tasks, one update
             between_steps = False
             start_training(state.net, options.freeze)
             measure = measure_every is not None and (step + 1) % measure_every == 0
-            losses, measures = state.update.step(step, cycle, counts, measure)
+            losses, measures = state.update.step(step, cycle, counts, measure, soft)
             progress.step = step + 1
             if state.ema is not None:
                 state.ema.update(state.net, step + 1)
@@ -536,9 +583,16 @@ def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
         cycles.close()
 
 
-def take_cycle(cycles: Iterator[Cycle], setup: Setup, stop: StopFlag) -> tuple[Cycle, dict[str, int]]:
-    """The next step's micro-batches of this rank, and the counts of their labels on all ranks, of the tasks that have a
-    labelled row on any. A signal, or an error in loading, on one rank ends all before the same step."""
+def take_cycle(
+    cycles: Iterator[Cycle],
+    setup: Setup,
+    stop: StopFlag,
+    step: int,
+    ask_teacher: Callable[[Cycle], Cycle] | None = None,
+) -> tuple[Cycle, dict[str, int], SoftCounts | None]:
+    """The next step's micro-batches of this rank, with what a mean teacher says about them; and the counts of their
+    labels, and of what teachers say, on all ranks, of the tasks that have such a row on any. A signal, or an error in
+    loading, on one rank ends all before the same step."""
     cycle: Cycle = []
     problem: Exception | None = None
     try:
@@ -546,11 +600,17 @@ def take_cycle(cycles: Iterator[Cycle], setup: Setup, stop: StopFlag) -> tuple[C
         cycle = next(cycles)
     except (StoppedError, OSError, ValueError, WorkerError) as error:
         problem = error
+    if ask_teacher is not None:
+        cycle = ask_teacher(cycle)
     names = list(setup.tasks)
-    counts, rows = count_labels(names, cycle)
-    totals = setup.ranks.agree([*counts, *rows], problem)
-    counts, rows = totals[: len(names)], totals[len(names) :]
-    return cycle, {name: int(count) for name, count, there in zip(names, counts, rows, strict=True) if there}
+    found = [count_labels(names, cycle)] + ([count_labels(names, cycle, "soft_counts")] if setup.ramp else [])
+    totals = iter(setup.ranks.agree([number for pair in found for part in pair for number in part], problem))
+    counts, rows, *soft = ({name: next(totals) for name in names} for _ in range(2 * len(found)))
+    labelled = {name: int(counts[name]) for name in names if rows[name]}
+    if setup.ramp is None:
+        return cycle, labelled, None
+    said = {name: soft[0][name] for name in names if soft[1][name]}
+    return cycle, labelled, SoftCounts(said, setup.ramp.find_weight(step)) if said else None
 
 
 def save_after(error: Exception, state: RunState, run: Run) -> None:
@@ -597,6 +657,9 @@ def print_start(setup: Setup, state: RunState) -> None:
         tqdm.write(f"warning: split {setup.split.name!r} has no validation frames here; the last weights are kept")
     parameters = sum(parameter.numel() for parameter in state.net.parameters())
     labels = ", ".join(f"{name} {len(indices)}" for name, indices in setup.assignment.items())
+    if setup.teachers is not None:
+        labels += "; pseudo-labels: "
+        labels += ", ".join(f"{name} {len(frames)}" for name, frames in setup.teachers.frames.items())
     sizes = ", ".join(f"{subset} {len(frames)}" for subset, frames in setup.data.subsets.items())
     where = f"{setup.device}" if setup.ranks.alone else f"{setup.ranks.world} ranks"
     tqdm.write(f"{parameters / 1e6:.1f} M parameters on {where}; frames: {sizes}; training labels: {labels}")

@@ -288,12 +288,43 @@ def index_labels(frames: Iterable[Frame], kind: str, views: Iterable[str]) -> fr
     return frozenset(found)
 
 
+@dataclass(frozen=True)
+class TeacherFiles:
+    """What teachers say about frames, in folders that pseudo_label.py has written.
+
+    `frames`: task -> frame -> the same frame under its folder, of the frames that learn from it. `about`: folder -> what
+    its dataset.json says of each kind of file; `size`: (width, height) of the pictures they were made for.
+    """
+
+    tasks: Mapping[str, Any]
+    frames: Mapping[str, Mapping[Frame, Frame]]
+    about: Mapping[Path, Mapping[str, Mapping[str, Any]]]
+    size: tuple[int, int]
+
+    def load(self, frame: Frame, names: Iterable[str], geometry: Geometry) -> dict[str, Any]:
+        """The soft targets of a frame under a geometry, of those of the named tasks about which there are files.
+        DatasetError if a file is not there any more."""
+        found = {}
+        for name in names:
+            place = self.frames.get(name, {}).get(frame)
+            if place is None:
+                continue
+            said = self.tasks[name].load_soft(place, self.about[place.root], self.size)
+            if said is None:
+                raise DatasetError(
+                    f"the pseudo-label of {name} of {frame} has vanished from {place.root}; make it again"
+                )
+            found[name] = self.tasks[name].transform_soft(said, geometry)
+        return found
+
+
 class FrameDataset(Dataset):
-    """Samples by index, or by (index, seed, task names).
+    """Samples by index, or by (index, seed, task names[, names of tasks that learn from teachers]).
 
     With a seed the frame is augmented by a random generator with this seed, so a sample depends on its index and seed
     only, not on the worker that loads it. Only the labels of the named tasks are loaded; by default those of all tasks.
     With `labels`, task -> frames, a label is loaded only where it says so, and DatasetError if it is not there then.
+    What teachers say about a frame, see TeacherFiles, is loaded where the frame has no true label that is used.
 
     A sample is a dict:
         image     uint8 (3, H, W), RGB, at the training size
@@ -301,6 +332,9 @@ class FrameDataset(Dataset):
         camera    float32 (3, 3), the pinhole matrix of `image`, pixel centres at integers. A zoom leaves the focal
                   length, because it divides depth instead
         frame     "scene/view/id"
+        soft      {task: soft target}, what the files of teachers say; only with `teachers`
+        clean     `image` without changes of colour, blur and holes, for an online teacher; only with `taught`
+        taught    the tasks that are to learn from it; only with `taught`
 
     A batch of B samples, as `collate` makes it, is the same with a first dimension, but of each task it holds only the
     n rows that have a label, and nothing of a task without any:
@@ -308,6 +342,7 @@ class FrameDataset(Dataset):
         rows      {task: int64 (n,)}, which samples of the batch these are
         counts    {task: int64 (n,)}, `task.count` of these rows; only with `for_training`
         frame     list of B names
+    and in the same way soft_targets, soft_rows and soft_counts; `taught` is {task: int64 (n,)} then, the rows.
     """
 
     def __init__(
@@ -320,9 +355,12 @@ class FrameDataset(Dataset):
         target_size: tuple[int, int] | None = None,
         labels: Mapping[str, Collection[Frame]] | None = None,
         for_training: bool = False,
+        teachers: "TeacherFiles | None" = None,
+        taught: Mapping[str, Collection[Frame]] | None = None,
     ):
         """`size`: (width, height) of images, by default that of the datasets; `target_size`: of targets, by default
-        `size`; `for_training`: targets have all that the losses need, and batches have counts."""
+        `size`; `for_training`: targets have all that the losses need, and batches have counts. `taught`: task -> the
+        frames about which an online teacher is asked."""
         self.frames = list(frames)
         self.roots = dict(roots)
         self.tasks = dict(tasks)
@@ -332,6 +370,7 @@ class FrameDataset(Dataset):
         self.augmentation = augmentation or Augmentation()
         self.labels = labels
         self.for_training = for_training
+        self.teachers, self.taught = teachers, taught
 
     def _load_label(self, name: str, frame: Frame) -> Any | None:
         if self.labels is None:
@@ -362,7 +401,7 @@ class FrameDataset(Dataset):
         return len(self.frames)
 
     def __getitem__(self, key: int | tuple[int, int, tuple[str, ...]]) -> dict[str, Any]:
-        index, seed, names = key if isinstance(key, tuple) else (key, None, tuple(self.tasks))
+        index, seed, names, *learning = key if isinstance(key, tuple) else (key, None, tuple(self.tasks))
         frame = self.frames[index]
         root = self.roots[frame.root]
         image = torch.from_numpy(read_image(frame.path(root.image_kind))).permute(2, 0, 1)
@@ -370,6 +409,7 @@ class FrameDataset(Dataset):
             found = f"{image.shape[2]}x{image.shape[1]}"
             expected = f"{self.source[0]}x{self.source[1]}"
             raise DatasetError(f"{frame.path(root.image_kind)} is {found}, its dataset {expected}")
+        clean = image
         if seed is None:
             geometry = Geometry.identity(self.source, self.size)
         else:
@@ -381,16 +421,39 @@ class FrameDataset(Dataset):
         targets = self.load_targets(frame, names, target_geometry)
         camera = geometry.map_camera(root.cameras[frame.view])
         camera[[0, 1], [0, 1]] /= geometry.zoom
-        return {
+        sample = {
             "image": geometry.transform_image(image).contiguous(),
             "targets": targets,
             "camera": torch.from_numpy(camera).float(),
             "frame": str(frame),
         }
+        wanted = learning[0] if learning else ()
+        if self.teachers is not None:
+            sample["soft"] = self.teachers.load(
+                frame, [name for name in wanted if name not in targets], target_geometry
+            )
+        if self.taught is not None:
+            sample["clean"] = replace(geometry, holes=()).transform_image(clean).contiguous()
+            sample["taught"] = tuple(name for name in wanted if frame in self.taught[name] and name not in targets)
+        return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of samples, for a DataLoader: each task makes the batch of its targets."""
-        batch = default_collate([{key: sample[key] for key in sample if key != "targets"} for sample in samples])
+        own = ("targets", "soft", "taught")
+        batch = default_collate([{key: sample[key] for key in sample if key not in own} for sample in samples])
+        if self.taught is not None:
+            rows = {
+                name: [row for row, sample in enumerate(samples) if name in sample["taught"]] for name in self.tasks
+            }
+            batch["taught"] = {name: torch.tensor(found) for name, found in rows.items() if found}
+        if self.teachers is not None:
+            batch |= {"soft_targets": {}, "soft_rows": {}, "soft_counts": {}}
+            for name, task in self.tasks.items():
+                rows = [row for row, sample in enumerate(samples) if name in sample["soft"]]
+                if rows:
+                    batch["soft_rows"][name] = torch.tensor(rows)
+                    batch["soft_targets"][name] = task.collate_soft([samples[row]["soft"][name] for row in rows])
+                    batch["soft_counts"][name] = task.count_soft(batch["soft_targets"][name])
         batch |= {"targets": {}, "rows": {}} | ({"counts": {}} if self.for_training else {})
         for name, task in self.tasks.items():
             rows = [row for row, sample in enumerate(samples) if name in sample["targets"]]

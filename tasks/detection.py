@@ -815,6 +815,10 @@ class Detection(Task):
         (found,) = self.predict(unblend(said, self._strides, row), size)
         return found | {"scores": calibrate_probabilities(found["scores"], line)}
 
+    @property
+    def soft_kind(self) -> str:
+        return DENSE_KIND if self.options.pseudo.targets == "dense" else self.kind
+
     def describe_soft_files(self, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
         dense = {"size": list(size), "strides": list(self._strides), "classes": list(self.names)}
         return {self.kind: self.describe_files(), DENSE_KIND: dense}

@@ -209,6 +209,9 @@ class Steering(Task):
         spread = (self.predict(output, size) + self.predict(mirrored, size))[:, 0].abs()
         return [encode_json({"spread_deg": float(value)}) for value in spread]
 
+    def convert_output(self, output: Float[Tensor, "B horizon"], other: "Steering") -> Float[Tensor, "B horizon"]:
+        return output * (self.label_statistics["scale_deg"] / other.label_statistics["scale_deg"])
+
     def blend(
         self,
         outputs: Sequence[TeacherOutput],

@@ -277,6 +277,10 @@ class Task(ABC):
         """For each row of outputs of an image and of its mirror image the content of the file of kind `confidence`, how
         sure the predictions are; what that means is the task's own."""
 
+    def convert_output(self, output: Any, other: Any) -> Any:
+        """An output of this run in the units of another run's task of this kind, with its label statistics."""
+        return output
+
     @abstractmethod
     def blend(
         self, outputs: Sequence[TeacherOutput], size: tuple[int, int], calibration: Mapping[str, Any] | None = None
@@ -288,6 +292,11 @@ class Task(ABC):
         """What makes the confidence of teachers that of frequencies, as JSON, from what they say about batches that
         they were not trained on, and the targets; {} for a task whose confidence has a unit of its own."""
         return {}
+
+    @property
+    def soft_kind(self) -> str:
+        """The kind of file that a frame has if teachers say something about it."""
+        return self.kind
 
     def describe_soft_files(self, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
         """Of each kind of file that `encode_soft` writes what a reader must know, as JSON; `size`: (width, height) of

@@ -114,10 +114,13 @@ class Ramp(Closed):
             raise ValueError("must be after from_step")
         return until
 
+    @property
+    def steps(self) -> tuple[int, int | None]:
+        """(from, until): the steps in which it counts."""
+        return self.from_step, self.true_labels_only_from
+
     def find_weight(self, step: int) -> float:
-        """In this step, counted from 0; 0 where it does not count."""
-        if step < self.from_step or (self.true_labels_only_from is not None and step >= self.true_labels_only_from):
-            return 0.0
+        """In this step, counted from 0, one of `steps`."""
         return self.weight * min(1.0, (step - self.from_step + 1) / (self.ramp_steps + 1))
 
 
@@ -460,6 +463,14 @@ class Config(Closed):
     @field_validator("train")
     @classmethod
     def check_update(cls, train, info):
+        data = info.data.get("data")
+        taught = train.mean_teacher is not None or (data is not None and data.pseudo is not None)
+        if taught and train.mean_teacher is not None and data is not None and data.pseudo is not None:
+            raise ValueError(
+                "mean_teacher is one way to learn without labels and data.pseudo another: take one of them"
+            )
+        if taught and train.update == "async":
+            raise ValueError("update: async has no use for data.pseudo and mean_teacher; take update: cycle")
         if train.update == "cycle":
             if train.groups:
                 raise ValueError("groups are for update: async")

@@ -103,7 +103,7 @@ def send_ahead(cycles: Iterator[Any], device: torch.device) -> Iterator[Any]:
         if cycle is None:
             return None
         with torch.cuda.stream(stream):
-            sent = [batch | {key: move(batch[key], device) for key in _ON_DEVICE} for batch in cycle]
+            sent = [batch | {key: move(batch[key], device) for key in _ON_DEVICE if key in batch} for batch in cycle]
         return sent, stream.record_event()
 
     ahead = send()
@@ -115,12 +115,12 @@ def send_ahead(cycles: Iterator[Any], device: torch.device) -> Iterator[Any]:
         current = torch.cuda.current_stream(device)
         current.wait_event(event)
         for batch in cycle:  # their memory was taken on the other stream
-            for leaf in tree_leaves([batch[key] for key in _ON_DEVICE]):
+            for leaf in tree_leaves([batch[key] for key in _ON_DEVICE if key in batch]):
                 leaf.record_stream(current)
         yield cycle
 
 
-_ON_DEVICE = ("image", "targets")  # of a batch; the rest is for the host
+_ON_DEVICE = ("image", "targets", "soft_targets", "clean")  # of a batch; the rest is for the host
 
 
 def explain_worker_death(error: BaseException) -> str | None:

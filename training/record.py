@@ -22,9 +22,11 @@ class Record:
     label_statistics: task -> its label statistics.
     assignment: hash of the labels that are trained on, see training/sampling.py.
     identity: fingerprints of the preprocessed datasets: size, cameras, and the options the labels were made with.
-    inherited: names of frames that the run this one was initialised from was trained on; None if that is unknown.
+    inherited: names of frames that the run this one was initialised from, or its teachers, were trained on; None if that
+        is unknown.
     repeat_factors: task -> how often its frames are drawn in comparison, in the order of its assignment; only of tasks
         that draw rare frames more often.
+    pseudo: fingerprints of the pseudo-labels that are learned.
     """
 
     subsets: Mapping[str, Sequence[str]]
@@ -34,6 +36,7 @@ class Record:
     identity: Sequence[str] = ()
     inherited: Sequence[str] | None = field(default=())
     repeat_factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    pseudo: Sequence[str] = ()
 
     @property
     def trained(self) -> frozenset[str]:
@@ -49,15 +52,19 @@ class Record:
         """The record as JSON has it; `from_dict` makes a Record of it again, with no labels where they are left out."""
         labels = {name: _group(frames) for name, frames in self.labels.items()} if with_labels else {}
         factors = {name: list(values) for name, values in self.repeat_factors.items()} if with_labels else {}
-        return {
-            "format": RECORD_FORMAT,
-            "subsets": {name: _group(frames) for name, frames in self.subsets.items()},
-            "labels": labels,
-            "label_statistics": dict(self.label_statistics),
-            "assignment": self.assignment,
-            "identity": list(self.identity),
-            "inherited": None if self.inherited is None else _group(self.inherited),
-        } | ({"repeat_factors": factors} if factors else {})
+        return (
+            {
+                "format": RECORD_FORMAT,
+                "subsets": {name: _group(frames) for name, frames in self.subsets.items()},
+                "labels": labels,
+                "label_statistics": dict(self.label_statistics),
+                "assignment": self.assignment,
+                "identity": list(self.identity),
+                "inherited": None if self.inherited is None else _group(self.inherited),
+            }
+            | ({"repeat_factors": factors} if factors else {})
+            | ({"pseudo": list(self.pseudo)} if self.pseudo else {})
+        )
 
     def to_json(self) -> str:
         """The record as a text, the same for equal records."""
@@ -78,6 +85,7 @@ class Record:
                 tuple(content["identity"]),
                 None if inherited is None else _ungroup(inherited),
                 content.get("repeat_factors", {}),
+                tuple(content.get("pseudo", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is no record of a run ({error!r})") from error

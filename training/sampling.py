@@ -16,8 +16,11 @@ from pathlib import Path
 
 ASSIGNMENT_FORMAT = 1
 
-Draw = tuple[int, int, tuple[str, ...]]
-"""Index of a frame, seed of its augmentation, names of the tasks whose labels it brings."""
+Draw = tuple[int, int, tuple[str, ...]] | tuple[int, int, tuple[str, ...], tuple[str, ...]]
+"""Index of a frame, seed of its augmentation, names of the tasks whose labels it brings, and, in steps in which
+teachers are heard, of those that learn from them."""
+
+PSEUDO = "pseudo"  # the stream of frames that no stream of true labels draws
 
 
 def assign_labels(has_label: Mapping[str, Sequence[bool]], regime: str, seed: int) -> dict[str, list[int]]:
@@ -251,10 +254,24 @@ class Stream:
     factors: tuple[float, ...] | None = None
 
     def list_names(self, step: int) -> tuple[str, ...]:
-        """Whose labels a frame brings in this step; none: the stream rests."""
+        """Whose labels a frame brings in this step; none: the stream rests, unless it is that of PSEUDO."""
         if self.name in self.active and not is_active(self.active[self.name], step):
             return ()
         return tuple(name for name in self.brings if is_active(self.active.get(name, (0, None)), step))
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Which tasks learn from what teachers say, and the steps (from, until) in which they are heard."""
+
+    names: tuple[str, ...]
+    steps: tuple[int, int | None]
+
+    def list_names(self, step: int, active: Mapping[str, tuple[int, int | None]]) -> tuple[str, ...]:
+        """Those that do so in this step; `active`: see Stream."""
+        if not is_active(self.steps, step):
+            return ()
+        return tuple(name for name in self.names if is_active(active.get(name, (0, None)), step))
 
 
 def is_active(steps: tuple[int, int | None], step: int) -> bool:
@@ -267,16 +284,22 @@ def build_streams(
     micro_batch: int | Mapping[str, int],
     active: Mapping[str, tuple[int, int | None]] | None = None,
     factors: Mapping[str, Sequence[float]] | None = None,
+    unlabelled: Collection[int] = (),
+    unlabelled_batch: int = 0,
 ) -> list[Stream]:
     """Under the symmetric regime one stream that all names share, else one for each name with its frames.
 
     Under "one_task" and "one_at_a_time" a frame brings the label of its stream alone, else all that are assigned to it.
-    micro_batch: of each name, or of all; active, factors: see Stream, by name.
+    micro_batch: of each name, or of all; active, factors: see Stream, by name. unlabelled: frames about which teachers
+    say something; those that no other stream draws have one of their own, with micro-batches of `unlabelled_batch`.
     """
     names, active = tuple(assignment), active or {}
+    drawn = {index for indices in assignment.values() for index in indices}
+    left = tuple(index for index in sorted(unlabelled) if index not in drawn)
+    more = [Stream(PSEUDO, left, (), unlabelled_batch, active)] if left else []
     if regime == "symmetric":
         assert isinstance(micro_batch, int), micro_batch
-        return [Stream("all", tuple(next(iter(assignment.values()))), names, micro_batch, active)]
+        return [Stream("all", tuple(next(iter(assignment.values()))), names, micro_batch, active), *more]
     alone = regime in ("one_task", "one_at_a_time")
     return [
         Stream(
@@ -288,7 +311,7 @@ def build_streams(
             tuple(factors[name]) if factors and name in factors else None,
         )
         for name, indices in assignment.items()
-    ]
+    ] + more
 
 
 def _shuffle(stream: Stream, key: str) -> list[int]:
@@ -329,14 +352,16 @@ class CycleSampler:
         merge: bool = False,
         rank: int = 0,
         world: int = 1,
+        teaching: Teaching | None = None,
     ):
+        self.teaching = teaching
         self.streams, self.repeats, self.seed, self.merge = list(streams), repeats, seed, merge
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def count_micro_batches(self, step: int) -> int:
         """Micro-batches of a step, on all ranks."""
-        streams = sum(bool(stream.list_names(step)) for stream in self.streams)
+        streams = len(self._list_active(step))
         return self.repeats * (min(streams, 1) if self.merge else streams)
 
     def list_own(self, step: int) -> list[int]:
@@ -345,9 +370,9 @@ class CycleSampler:
 
     def find_fewest(self) -> int:
         """Micro-batches of the step that has the fewest."""
-        changes = {
-            step for stream in self.streams for steps in stream.active.values() for step in steps if step is not None
-        }
+        ranges = [steps for stream in self.streams for steps in stream.active.values()]
+        ranges += [] if self.teaching is None else [self.teaching.steps]
+        changes = {step for steps in ranges for step in steps if step is not None}
         return min(self.count_micro_batches(step) for step in {self.start, *changes} if self.start <= step < self.stop)
 
     def __len__(self) -> int:
@@ -360,10 +385,9 @@ class CycleSampler:
                 yield micro_batches[number]
 
     def _list_micro_batches(self, step: int) -> list[list[Draw]]:
-        active = [(stream, names) for stream in self.streams if (names := stream.list_names(step))]
         micro_batches = [
-            [self._draw(stream, names, first + offset) for offset in range(stream.micro_batch)]
-            for stream, names in active
+            [self._draw(stream, brings, first + offset) for offset in range(stream.micro_batch)]
+            for stream, brings in self._list_active(step)
             for first in range(
                 step * self.repeats * stream.micro_batch,
                 (step + 1) * self.repeats * stream.micro_batch,
@@ -377,11 +401,22 @@ class CycleSampler:
             for repeat in range(self.repeats if micro_batches else 0)
         ]
 
-    def _draw(self, stream: Stream, names: tuple[str, ...], position: int) -> Draw:
+    def _list_active(self, step: int) -> list[tuple[Stream, tuple[tuple[str, ...], ...]]]:
+        """The streams that are drawn from in this step, and what their frames bring: the names whose labels, and, where
+        teachers are heard, those that learn from them."""
+        found = []
+        for stream in self.streams:
+            names = stream.list_names(step)
+            taught = () if self.teaching is None else self.teaching.list_names(step, stream.active)
+            if names or (stream.name == PSEUDO and taught):
+                found.append((stream, (names, taught) if taught else (names,)))
+        return found
+
+    def _draw(self, stream: Stream, brings: tuple[tuple[str, ...], ...], position: int) -> Draw:
         epoch, index_in_epoch = divmod(position, len(stream.indices))
         if (stream.name, epoch) not in self._orders:
             if len(self._orders) > 2 * len(self.streams):
                 self._orders.clear()
             self._orders[stream.name, epoch] = _shuffle(stream, f"{self.seed} {stream.name} {epoch}")
         seed = random.Random(f"{self.seed} {stream.name} {position}").getrandbits(63)
-        return self._orders[stream.name, epoch][index_in_epoch], seed, names
+        return self._orders[stream.name, epoch][index_in_epoch], seed, *brings
