@@ -23,7 +23,7 @@ from a2d2.dataset import Geometry, PreprocessedDataset, TeacherFiles, index_labe
 from a2d2.frames import VIEWS, Frame
 from a2d2.images import read_json, write_json
 from a2d2.predictions import digest_file, holds_predictions
-from a2d2.splits import SPLITS, SUBSETS, split_frames
+from a2d2.splits import SPLITS, SUBSETS, read_listed, split_frames
 from models.bifpn import BiFPN
 from models.densedepth import STRIDES, DenseDepth
 from models.encoders import Encoder
@@ -104,6 +104,7 @@ class Split:
     fractions: tuple[float, float, float]
     views: tuple[str, ...]
     roots: tuple[str, ...] = field(default_factory=tuple)
+    file: str | None = None
 
 
 def read_split(data_options: Any) -> Split:
@@ -118,6 +119,7 @@ def read_split(data_options: Any) -> Split:
         tuple(data_options.split_fractions),
         tuple(data_options.views),
         tuple(data_options.roots),
+        data_options.split_file,
     )
 
 
@@ -125,7 +127,8 @@ def load_data(split: Split, roots: list[str] | None = None, limit: int | None = 
     """Index preprocessed datasets (by default those of the split) and divide their frames by its rule; `limit`: per
     subset. What a run was trained on is another question, see `load_recorded_data`."""
     data = index_data(roots or split.roots, split.views)
-    subsets = split_frames(data.others, split.name, split.fractions, split.seed)
+    listed = None if split.file is None else read_listed(Path(split.file))
+    subsets = split_frames(data.others, split.name, split.fractions, split.seed, listed)
     return Data({subset: members[:limit] for subset, members in subsets.items()}, data.roots)
 
 
@@ -200,6 +203,20 @@ def check_recorded_data(
 def build_tasks(options: dict[str, Any], label_statistics: dict[str, dict] | None = None) -> dict[str, Task]:
     """The task objects by name, in the order of TASKS."""
     return {name: TASKS[name](options[name], (label_statistics or {}).get(name)) for name in TASKS if name in options}
+
+
+def adopt_classes(tasks: Mapping[str, Task], data: Data) -> dict[str, Task]:
+    """The tasks, with the classes of the datasets where they take them from there. ValueError for datasets whose labels
+    have different classes, or others than a task's."""
+    settled = {}
+    for name, task in tasks.items():
+        given = {path: root.options[task.kind] for path, root in data.roots.items() if task.kind in root.options}
+        options = task.adopt_classes(given)
+        settled[name] = task if options == task.options else type(task)(options, task.label_statistics)
+        for path, about in given.items():
+            if conflict := settled[name].find_label_conflict(about):
+                raise ValueError(f"{path}: {conflict}")
+    return settled
 
 
 def collect_label_statistics(

@@ -58,6 +58,7 @@ from experiment import (
     Data,
     Split,
     WrongUseError,
+    adopt_classes,
     build_network,
     build_tasks,
     check_fit,
@@ -207,10 +208,12 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
     fresh = record is None
     if record is None:
         data = load_data(split, limit=config.data.limit)
+        tasks = adopt_classes(tasks, data)
         labels = find_labels(tasks, data, split.views)
         record, assignment = start_record(config, tasks, data, labels)
     else:
         data = load_recorded_data(record, split)
+        tasks = adopt_classes(tasks, data)
         labels = find_labels(tasks, data, split.views)
         notes = check_recorded_data(record, data, labels, [task.kind for task in tasks.values()])
         for note in notes if ranks.first else ():

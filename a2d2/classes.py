@@ -5,6 +5,8 @@ the grouping is the paper's (docs/a2d2-format.md, sections 5 and 9.1); object cl
 (section 6.3).
 """
 
+import colorsys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -158,12 +160,36 @@ def _build_grouping(names: tuple[str, ...], groups: tuple[int, ...]) -> Grouping
     return Grouping(names, table, palette)
 
 
-@cache
-def load_grouping(name: str) -> Grouping:
-    """ "all": the 38 classes of A2D2; "paper": the 19 of its authors (docs/a2d2-format.md, section 9.1).
+def load_grouping(classes: str | Mapping[str, Sequence[int]]) -> Grouping:
+    """ "all": the 38 classes of A2D2; "paper": the 19 of its authors (docs/a2d2-format.md, section 9.1); a mapping of
+    names to RGB: the classes of another dataset, by id.
 
     ValueError for another name.
     """
+    if isinstance(classes, str):
+        return _load_own_grouping(classes)
+    return _build_foreign_grouping(tuple((name, tuple(colour)) for name, colour in classes.items()))
+
+
+@cache
+def _build_foreign_grouping(classes: tuple[tuple[str, tuple[int, ...]], ...]) -> Grouping:
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[: len(classes)] = np.arange(len(classes))
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[: len(classes)] = [colour for _, colour in classes]
+    return Grouping(tuple(name for name, _ in classes), table, palette)
+
+
+def choose_colours(count: int) -> list[tuple[int, int, int]]:
+    """Colours for classes that have none: hues by the golden ratio, so that neighbours differ."""
+    hues = [(index * 0.618034) % 1.0 for index in range(count)]
+    shades = [colorsys.hsv_to_rgb(hue, 0.55 + 0.35 * (index % 2), 0.95 - 0.25 * (index % 3 == 2))
+              for index, hue in enumerate(hues)]  # fmt: skip
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in shades]
+
+
+@cache
+def _load_own_grouping(name: str) -> Grouping:
     if name == "all":
         return _build_grouping(CLASSES, tuple(range(len(CLASSES))))
     if name == "paper":

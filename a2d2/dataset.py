@@ -330,7 +330,7 @@ class FrameDataset(Dataset):
         image     uint8 (3, H, W), RGB, at the training size
         targets   {task: target} as `task.transform` returns it, of the tasks whose label was loaded
         camera    float32 (3, 3), the pinhole matrix of `image`, pixel centres at integers. A zoom leaves the focal
-                  length, because it divides depth instead
+                  length, because it divides depth instead; NaN where the camera is unknown
         frame     "scene/view/id"
         soft      {task: soft target}, what the files of teachers say; only with `teachers`
         clean     `image` without changes of colour, blur and holes, for an online teacher; only with `taught`
@@ -370,7 +370,17 @@ class FrameDataset(Dataset):
         self.augmentation = augmentation or Augmentation()
         self.labels = labels
         self.for_training = for_training
+        self._check_labels()
         self.teachers, self.taught = teachers, taught
+
+    def _check_labels(self) -> None:
+        """DatasetError if the ids in the labels of a dataset mean other classes than those of its task."""
+        for path in dict.fromkeys(frame.root for frame in self.frames):
+            root = self.roots[path]
+            for task in self.tasks.values():
+                find_conflict = getattr(task, "find_label_conflict", None)
+                if find_conflict and task.kind in root.options and (conflict := find_conflict(root.options[task.kind])):
+                    raise DatasetError(f"{path}: {conflict}")
 
     def _load_label(self, name: str, frame: Frame) -> Any | None:
         if self.labels is None:
@@ -419,8 +429,10 @@ class FrameDataset(Dataset):
             geometry = self.augmentation.cut_out(geometry, rng)
         target_geometry = replace(geometry, size=self.target_size)
         targets = self.load_targets(frame, names, target_geometry)
-        camera = geometry.map_camera(root.cameras[frame.view])
-        camera[[0, 1], [0, 1]] /= geometry.zoom
+        camera = np.full((3, 3), np.nan)
+        if frame.view in root.cameras:
+            camera = geometry.map_camera(root.cameras[frame.view])
+            camera[[0, 1], [0, 1]] /= geometry.zoom
         sample = {
             "image": geometry.transform_image(image).contiguous(),
             "targets": targets,

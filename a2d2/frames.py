@@ -14,7 +14,9 @@ from pathlib import Path
 
 VIEWS = ("front_center", "front_left", "front_right", "side_left", "side_right", "rear_center")
 
-SCENE_PATTERN = re.compile(r"^\d{8}_\d{6}$")
+SCENE_PATTERN = re.compile(r"^\d{8}_\d{6}$")  # of A2D2
+SCENE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # of any preprocessed dataset (docs/own-data.md)
+NO_SCENES = frozenset(("reports",))  # folders of a preprocessed dataset that are none
 _ID_PATTERN = re.compile(r"^[0-9]{1,9}$")
 
 # kind -> (folder and token in the file name, extension)
@@ -48,7 +50,7 @@ _KINDS = RAW_KINDS | DERIVED_KINDS | CONFIDENCE_KINDS
 class Frame:
     """One recording time of one camera.
 
-    scene: "YYYYMMDD_hhmmss"; view: one of VIEWS; id: nine digits. `root` is the folder that contains the scene; it is
+    scene: "YYYYMMDD_hhmmss", or any name in a dataset that is not A2D2; view: one of VIEWS; id: nine digits. `root` is the folder that contains the scene; it is
     not compared, so the same frame under two roots is equal.
     """
 
@@ -103,7 +105,7 @@ def parse_frame(text: str, root: Path = Path()) -> Frame:
     ValueError for any other text.
     """
     parts = text.strip().split("/")
-    known = len(parts) == 3 and SCENE_PATTERN.match(parts[0]) and parts[1] in VIEWS and _ID_PATTERN.match(parts[2])
+    known = len(parts) == 3 and SCENE_NAME.match(parts[0]) and parts[1] in VIEWS and _ID_PATTERN.match(parts[2])
     if not known:
         raise ValueError(
             f"{text!r} is no frame: expected scene/view/id such as 20180807_145028/front_center/000001617, "
@@ -112,12 +114,18 @@ def parse_frame(text: str, root: Path = Path()) -> Frame:
     return Frame(parts[0], parts[1], parts[2].zfill(9), Path(root))
 
 
-def list_scenes(root: Path) -> list[str]:
-    """Names of the scene folders under a root, sorted; other folders and files are not scenes."""
+def list_scenes(root: Path, any_name: bool = False) -> list[str]:
+    """Names of the scene folders under a root, sorted; other folders and files are not scenes. `any_name`: those of a
+    preprocessed dataset, which need not be named as A2D2's."""
     if not Path(root).is_dir():
         return []
+    pattern = SCENE_NAME if any_name else SCENE_PATTERN
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if SCENE_PATTERN.match(entry.name) and entry.is_dir())
+        return sorted(
+            entry.name
+            for entry in entries
+            if pattern.match(entry.name) and entry.name not in NO_SCENES and entry.is_dir()
+        )
 
 
 def list_frames(root: Path, kind: str, views: Iterable[str] = VIEWS, empty: bool = True) -> list[Frame]:
@@ -129,7 +137,7 @@ def list_frames(root: Path, kind: str, views: Iterable[str] = VIEWS, empty: bool
     root = Path(root)
     folder, extension = _KINDS[kind]
     frames = []
-    for scene in list_scenes(root):
+    for scene in list_scenes(root, any_name=kind not in RAW_KINDS):
         for view in sorted(views):
             stem = f"{scene.replace('_', '')}_{folder}_{view.replace('_', '')}_"
             pattern = re.compile(rf"{stem}([0-9]{{9}})\.{extension}")

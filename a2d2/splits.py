@@ -3,11 +3,15 @@
 Frames of one drive look alike, so a split must not divide a scene if validation is to measure generalization.
 """
 
+import fnmatch
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from a2d2.frames import Frame
+import yaml
+
+from a2d2.frames import SCENE_PATTERN, Frame
 
 SUBSETS = ("train", "val", "test")
 
@@ -64,20 +68,74 @@ def _count_scenes(scenes: int, fractions: tuple[float, ...]) -> tuple[int, int]:
     return val, min(test, scenes - least[0] - val)
 
 
-SPLITS = ("paper", "paper_boxes", "thesis", "by_scene", "all")
+Listed = Mapping[str, Sequence[str]]
+"""Subset -> frames "scene/view/id", scenes, or patterns of either with *."""
+
+
+def read_listed(path: Path) -> Listed:
+    """The content of a split file. ValueError, with the file's name, if it is missing or none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"data.split_file: {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.split_file: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    known = isinstance(content, dict) and content and set(content) <= set(SUBSETS)
+    if not known or not all(isinstance(entries, list) for entries in content.values()):
+        raise ValueError(
+            f"data.split_file: {path} must hold lists of frames or scenes under {', '.join(SUBSETS)}, and no other key"
+        )
+    return {subset: [str(entry) for entry in entries] for subset, entries in content.items()}
+
+
+def _split_listed(frames: list[Frame], listed: Listed) -> dict[str, list[Frame]]:
+    """A frame that is not listed is in no subset. ValueError for one in two subsets, and for an entry without a
+    frame."""
+    subset_of: dict[Frame, tuple[str, str]] = {}
+    by_name: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        by_name[str(frame)].append(frame)
+        by_name[frame.scene].append(frame)
+    for subset, entries in listed.items():
+        for entry in entries:
+            names = fnmatch.filter(by_name, entry) if "*" in entry else [entry]
+            found = [frame for name in names for frame in by_name.get(name, ())]
+            if not found:
+                raise ValueError(f"the split lists {entry!r} under {subset}, and there is no such frame or scene")
+            for frame in found:
+                before = subset_of.setdefault(frame, (subset, entry))
+                if before[0] != subset:
+                    raise ValueError(f"the split lists {frame} under {before[0]} ({before[1]}) and {subset} ({entry})")
+    return {subset: [frame for frame in frames if subset_of.get(frame, ("",))[0] == subset] for subset in SUBSETS}
+
+
+SPLITS = ("paper", "paper_boxes", "thesis", "by_scene", "all", "listed")
+_OF_A2D2 = ("paper", "paper_boxes")
 
 
 def split_frames(
-    frames: Iterable[Frame], name: str, fractions: tuple[float, float, float] = (0.7, 0.15, 0.15), seed: int = 0
+    frames: Iterable[Frame],
+    name: str,
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    listed: Listed | None = None,
 ) -> dict[str, list[Frame]]:
     """Divide frames into {"train": [...], "val": [...], "test": [...]}, each sorted; a subset may be empty.
 
     paper: the split of A2D2's authors, by scene. paper_boxes: the same, with one more scene in validation, because the
     paper's validation scenes have almost no boxes. thesis: the last 20 % of each scene are validation frames, which
     look like the training frames. by_scene: scenes drawn with the seed, by `fractions` of (train, val, test). all: all
-    frames are training frames. ValueError for another name.
+    frames are training frames. listed: as `listed` says, what it does not name is in no subset. ValueError for another
+    name, and for A2D2's own splits of other scenes.
     """
     frames = sorted(frames, key=lambda frame: (frame.scene, frame.view, frame.id))  # faster than comparing frames
+    foreign = next((frame.scene for frame in frames if not SCENE_PATTERN.match(frame.scene)), None)
+    if name in _OF_A2D2 and foreign is not None:
+        raise ValueError(
+            f"data.split: {name} divides the scenes of A2D2, and {foreign} is none of these: take by_scene or listed"
+        )
+    if name == "listed":
+        return _split_listed(frames, listed or {})
     if name == "paper":
         return _split_each(frames, _assign_paper)
     if name == "paper_boxes":

@@ -48,7 +48,7 @@ def make_panel(
         models,
         tasks,
         sample["targets"],
-        matrix=sample["camera"].double().numpy() if frame.view == MAIN_VIEW else None,
+        matrix=sample["camera"].double().numpy() if frame.view == MAIN_VIEW and frame.view in root.cameras else None,
         pose=root.poses.get(frame.view),
     )
 

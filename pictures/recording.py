@@ -43,8 +43,9 @@ def write_recording(
                 recording.set_time("recorded", timestamp=times[number])
             sample = dataset[number]
             recording.log("camera/image", rerun.Image(sample["image"].permute(1, 2, 0).numpy()).compress())
+            camera = sample["camera"].numpy() if sample["camera"].isfinite().all() else None
             for name, target in sample["targets"].items():
-                for entity, archetype in tasks[name].record(target=target, camera=sample["camera"].numpy()):
+                for entity, archetype in tasks[name].record(target=target, camera=camera):
                     recording.log([*entity.split("/"), "ground_truth"], archetype)
             for run, source in sources.items():
                 for name, prediction in predict(source, frame).items():

@@ -55,7 +55,7 @@ class Kind:
     prepare: Callable | None = None
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError:
@@ -89,7 +89,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, help="preprocessed dataset (default: processed/<size>/ beside the raw dataset)"
     )
-    parser.add_argument("--size", type=_parse_size, default="1024x640", help="size of all derived files")
+    parser.add_argument("--size", type=parse_size, default="1024x640", help="size of all derived files")
     parser.add_argument("--view", choices=[*VIEWS, "all"], default="front_center", help="camera")
     parser.add_argument("--threads", type=parse_threads, default=4, help="worker processes")
     parser.add_argument(
@@ -105,7 +105,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 def run_script(kind: Kind, arguments: argparse.Namespace) -> None:
     """Derive all frames of one kind and exit; an error of the user gives a message of one line, no traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_on_termination()
     allow_any_text()
     try:
         code = _run(kind, arguments)
@@ -121,8 +121,13 @@ def run_script(kind: Kind, arguments: argparse.Namespace) -> None:
     sys.exit(code)
 
 
-def _interrupt(number, stack):
-    raise KeyboardInterrupt
+def stop_on_termination() -> None:
+    """Let a signal that asks to end, as a cluster sends it, have the effect of Ctrl-C."""
+
+    def interrupt(number, stack):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _run(kind: Kind, arguments: argparse.Namespace) -> int:

@@ -70,7 +70,7 @@ from tasks.soft_boxes import (
     read_locations,
     unblend,
 )
-from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, load_file, load_json
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_classes, load_file, load_json
 
 DENSE_KIND = "boxes_dense"  # of the file with what teachers say at every location
 UNSURE = "unsure"  # in place of the class of a box that teachers are not sure of
@@ -517,11 +517,35 @@ class Detection(Task):
     def __init__(self, options: DetectionOptions | None = None, label_statistics: dict[str, Any] | None = None):
         super().__init__(options, label_statistics)
         classes = self.options.classes
-        groups = OBJECT_GROUPINGS[classes] if isinstance(classes, str) else classes
+        self.vocabulary = classes if isinstance(classes, tuple) else OBJECT_CLASSES
+        groups: Mapping[str, Sequence[str]] = {name: (name,) for name in self.vocabulary}
+        if not isinstance(classes, tuple):
+            # the classes of the datasets are known when these are read, see adopt_classes
+            groups = OBJECT_GROUPINGS["all" if classes == "root" else classes] if isinstance(classes, str) else classes
         self.names = tuple(groups)
-        members = {find_object_class(member): index for index, group in enumerate(groups.values()) for member in group}
-        self.group_of = [members.get(index, -1) for index in range(len(OBJECT_CLASSES))]
+        members = {self.find_class(member): index for index, group in enumerate(groups.values()) for member in group}
+        self.group_of = [members.get(index, -1) for index in range(len(self.vocabulary))]
         self.box_coder = BOX_CODERS[self.options.box_coder](self.options, len(self.names))
+
+    def find_class(self, name: str) -> int | None:
+        """The row of a class in the vocabulary: A2D2's in any spelling, those of another dataset as they are written."""
+        if self.vocabulary is OBJECT_CLASSES:
+            return find_object_class(name)
+        return self.vocabulary.index(name) if name in self.vocabulary else None
+
+    def adopt_classes(self, given: Mapping[Path, Mapping[str, Any]]) -> DetectionOptions:
+        if self.options.classes != "root":
+            return self.options
+        return self.options.model_copy(update={"classes": find_common_classes(given) or "all"})
+
+    def find_label_conflict(self, about: Mapping[str, Any]) -> str | None:
+        given = tuple(about.get("classes", ()))
+        wanted = () if self.vocabulary is OBJECT_CLASSES else self.vocabulary
+        if given == wanted:
+            return None
+        named = ", ".join(given) or "those of A2D2"
+        own = ", ".join(wanted) or "those of A2D2"
+        return f"its boxes have the classes {named}, and {own} are expected (tasks.detection.classes: root takes a dataset's)"
 
     def load(self, frame: Frame) -> list[dict] | None:
         content = load_json(frame.path(self.kind), "boxes")
@@ -548,7 +572,7 @@ class Detection(Task):
         there = (extent > 0).all(axis=1)
         visible = np.array([box["visible"] for box in label]) * extent.prod(axis=1) / np.maximum(whole, 1e-9)
         visible *= 1 - geometry.measure_hidden(clipped)
-        found = [find_object_class(box["class"]) for box in label]
+        found = [self.find_class(box["class"]) for box in label]
         known = np.array([-1 if index is None else self.group_of[index] for index in found])
         counts = (known >= 0) & (visible >= self.options.min_visible) & (extent.min(axis=1) >= self.options.min_size)
         order = [row for row in np.argsort(-extent.prod(axis=1), kind="stable") if there[row]]
@@ -578,7 +602,7 @@ class Detection(Task):
 
     def list_categories(self, label: list[dict]) -> set[str]:
         """The names of the classes of its boxes."""
-        found = [find_object_class(box["class"]) for box in label]
+        found = [self.find_class(box["class"]) for box in label]
         groups = {self.group_of[index] for index in found if index is not None} - {-1}
         return {self.names[group] for group in groups}
 
@@ -645,7 +669,7 @@ class Detection(Task):
         given = getattr(protocol, "classes", None)
         wanted = self.options.classes if given is None else given
         scorer = type(self)(self.options.model_copy(update={"classes": wanted}))
-        if self._map_groups(self.members, scorer) is None:
+        if self.vocabulary != scorer.vocabulary or self._map_groups(self.members, scorer) is None:
             return f"its classes are {self.options.classes}, and {wanted} is scored"
         return None
 
@@ -653,7 +677,7 @@ class Detection(Task):
     def _map_groups(own: Mapping[str, set[int | None]], scorer: "Detection") -> list[int] | None:
         """Of each own group the group of `scorer` it belongs to, -1 if to none; None if one belongs to several, or if
         the own groups lack a class that is scored."""
-        table = []
+        table: list[int] = []
         for members in own.values():
             groups = {-1 if member is None else scorer.group_of[member] for member in members}
             if len(groups) != 1:
@@ -681,25 +705,25 @@ class Detection(Task):
         groups: dict[str, list[str]] = {name: [] for name in self.names}
         for index, group in enumerate(self.group_of):
             if group >= 0:
-                groups[self.names[group]].append(OBJECT_CLASSES[index])
+                groups[self.names[group]].append(self.vocabulary[index])
         return {"classes": groups}
 
     def find_file_conflict(self, about: Mapping[str, Any]) -> str | None:
         try:
             groups = {
-                name: [(member, find_object_class(member)) for member in own] for name, own in about["classes"].items()
+                name: [(member, self.find_class(member)) for member in own] for name, own in about["classes"].items()
             }
         except (KeyError, AttributeError):
             return "its dataset.json does not say which `classes` of boxes there are"
         if unknown := [name for members in groups.values() for name, index in members if index is None]:
-            return f"no class {unknown[0]!r} among {', '.join(OBJECT_CLASSES)}"
+            return f"no class {unknown[0]!r} among {', '.join(self.vocabulary)}"
         if self._map_groups({name: {index for _, index in members} for name, members in groups.items()}, self) is None:
             return f"its classes are {about['classes']}, and {self.options.classes} is scored"
         return None
 
     def find_categories(self, box: Mapping[str, Any]) -> list[tuple[int, bool]]:
         """The classes a labelled box stands for, each with whether it is a crowd: of unknown class it is one of all."""
-        found = find_object_class(box["class"])
+        found = self.find_class(box["class"])
         group = -1 if found is None else self.group_of[found]
         return [(group, False)] if group >= 0 else [(each, True) for each in range(len(self.names))]
 
@@ -718,7 +742,7 @@ class Detection(Task):
         content = load_json(path, "boxes")
         if content is None:
             raise FileNotFoundError(f"there is no {path}")
-        groups = {name: {find_object_class(member) for member in members} for name, members in about["classes"].items()}
+        groups = {name: {self.find_class(member) for member in members} for name, members in about["classes"].items()}
         names = list(groups)
         try:
             found = {
@@ -864,7 +888,7 @@ class Detection(Task):
     def _choose_boxes(self, found: dict[str, Tensor]) -> list[dict]:
         """Boxes of teachers as a label; those they are not sure of are of unknown class, and so ignored."""
         options = self.options.pseudo
-        example = {group: OBJECT_CLASSES[index] for index, group in reversed(list(enumerate(self.group_of)))}
+        example = {group: self.vocabulary[index] for index, group in reversed(list(enumerate(self.group_of)))}
         return [
             {"box": box, "class": example[label] if score >= options.threshold else UNSURE, "visible": 1.0}
             for box, label, score in zip(*(found[name].tolist() for name in ("boxes", "labels", "scores")), strict=True)

@@ -90,15 +90,21 @@ class SegmentationPseudo(PseudoOptions):
     threshold: float = Field(0.9, ge=0, lt=1, description="pixels with a smaller probability are not learned")
 
 
+OwnClasses = dict[str, tuple[int, int, int]]
+"""Names and colours of the classes of a dataset that is not A2D2, by id; what `root` becomes when a run starts."""
+
+
 class SegmentationProtocol(TaskProtocol):
-    classes: Literal["paper", "all"] | None = Field(
+    classes: Literal["paper", "all"] | OwnClasses | None = Field(
         None, description="the grouping that is scored; null: the run's own"
     )
 
 
 class SegmentationOptions(ClassTaskOptions):
     Protocol = SegmentationProtocol
-    classes: Literal["paper", "all"] = Field("paper", description="paper: the authors' 19 classes; all: A2D2's 38")
+    classes: Literal["paper", "all", "root"] | OwnClasses = Field(
+        "paper", description="paper: the authors' 19 classes; all: A2D2's 38; root: those that the datasets have"
+    )
     class_balance: float = Field(
         0.0,
         ge=0,
@@ -150,11 +156,16 @@ class DetectionHeadOptions(HeadOptions):
 
 
 def check_classes(value: Any) -> Any:
-    """The name of a grouping, or disjoint, non-empty groups of A2D2's classes; ValueError for anything else."""
-    if isinstance(value, str) and value in OBJECT_GROUPINGS:
+    """The name of a grouping, "root", the names of another dataset's classes, or disjoint, non-empty groups of A2D2's
+    classes; ValueError for anything else."""
+    if isinstance(value, str) and value in (*OBJECT_GROUPINGS, "root"):
         return value
+    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+        if len(set(value)) < len(value):
+            raise ValueError("names a class twice")
+        return tuple(value)
     if not (isinstance(value, dict) and value and all(isinstance(group, list | tuple) for group in value.values())):
-        raise ValueError(f"must be {', '.join(OBJECT_GROUPINGS)}, or a mapping {{group: [class, ...], ...}}")
+        raise ValueError(f"must be {', '.join(OBJECT_GROUPINGS)}, root, or a mapping {{group: [class, ...], ...}}")
     group_of: dict[int, str] = {}
     for group, members in value.items():
         if not members:
@@ -171,7 +182,7 @@ def check_classes(value: Any) -> Any:
     return {group: tuple(members) for group, members in value.items()}
 
 
-Classes = Annotated[str | dict[str, tuple[str, ...]], BeforeValidator(check_classes)]
+Classes = Annotated[str | tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(check_classes)]
 
 
 class DetectionPseudo(PseudoOptions):
@@ -209,8 +220,8 @@ class DetectionOptions(ClassTaskOptions):
     )
     classes: Classes = Field(
         "merged",
-        description="all: A2D2's 14; merged: five groups; object: one class; or {group: [class, ...], ...}, where "
-        "boxes of classes in no group are ignored",
+        description="all: A2D2's 14; merged: five groups; object: one class; root: those that the datasets have; or "
+        "{group: [class, ...], ...}, where boxes of classes in no group are ignored",
     )
     min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are ignored in training")
     min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are, too")

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from a2d2.classes import IGNORE, load_grouping, map_classes
+from a2d2.classes import IGNORE, choose_colours, load_grouping, map_classes
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
 from a2d2.images import encode_npy, encode_png, read_depth_png
 from models.heads import MapHead
 from tasks.drawing import FALSE, Entry, View, show_map, write_note
 from tasks.options import SegmentationOptions, TaskProtocol
-from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, load_file, widen
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_classes, load_file, widen
 
 PROBABILITY_SCALE = 65535  # of a stored probability of 1
 LEAST_SHARE = 1e-3  # of the training pixels: rarer classes are weighted like a class with this share
@@ -166,8 +166,28 @@ class Segmentation(Task):
 
     def __init__(self, options: SegmentationOptions | None = None, label_statistics: dict[str, Any] | None = None):
         super().__init__(options, label_statistics)
-        self.grouping = load_grouping(self.options.classes)
+        # the classes of the datasets are known when these are read, see adopt_classes
+        self.grouping = load_grouping("all" if self.options.classes == "root" else self.options.classes)
         self._weights: dict[tuple[Any, ...], Tensor] = {}
+
+    def adopt_classes(self, given: Mapping[Path, Mapping[str, Any]]) -> SegmentationOptions:
+        if self.options.classes != "root":
+            return self.options
+        names = find_common_classes(given)
+        if names is None:
+            return self.options.model_copy(update={"classes": "all"})
+        colours = next(iter(given.values())).get("colours") or choose_colours(len(names))
+        classes = {name: tuple(colour) for name, colour in zip(names, colours, strict=True)}
+        return self.options.model_copy(update={"classes": classes})
+
+    def find_label_conflict(self, about: Mapping[str, Any]) -> str | None:
+        given = tuple(about.get("classes", ()))
+        wanted = () if isinstance(self.options.classes, str) else self.grouping.names
+        if given == wanted:
+            return None
+        named = ", ".join(given) or "those of A2D2"
+        own = ", ".join(wanted) or "those of A2D2"
+        return f"its masks have the classes {named}, and {own} are expected (tasks.segmentation.classes: root takes a dataset's)"
 
     def load(self, frame: Frame) -> UInt8[np.ndarray, "H W"] | None:
         try:

@@ -55,6 +55,18 @@ def load_json(path: Path, *keys: str) -> dict | None:
     return content
 
 
+def find_common_classes(given: Mapping[Path, Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """The class names of several datasets; None where they are A2D2's. ValueError, with both, if they differ."""
+    lists = {path: tuple(about["classes"]) if about.get("classes") else None for path, about in given.items()}
+    (first, names), *others = lists.items() or [(Path(), None)]
+    for path, its in others:
+        if its != names:
+            listed = [f"{where}: {', '.join(found) if found else 'those of A2D2'}" for where, found in
+                      ((first, names), (path, its))]  # fmt: skip
+            raise ValueError(f"the datasets have labels of different classes: {'; '.join(listed)}")
+    return names
+
+
 def widen(output: Tensor) -> Tensor:
     """Cast to float32 for a loss, because half precision is too coarse for it; float64 stays float64."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
@@ -129,6 +141,15 @@ class Task(ABC):
     def has_label(self, frame: Frame) -> bool:
         """Whether the frame's derived file exists; it is not opened."""
         return frame.path(self.kind).is_file()
+
+    def adopt_classes(self, given: Mapping[Path, Mapping[str, Any]]) -> TaskOptions:
+        """The options, with the classes of the datasets where they say so; `given`: what the dataset.json of each
+        dataset that has labels of this kind says of them. ValueError for datasets of different classes."""
+        return self.options
+
+    def find_label_conflict(self, about: Mapping[str, Any]) -> str | None:
+        """Why labels that a dataset.json describes so cannot be read; None if they can."""
+        return None
 
     @abstractmethod
     def load(self, frame: Frame) -> Any | None:

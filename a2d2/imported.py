@@ -1,0 +1,427 @@
+"""Anyone's pictures and labels -> derived files, as the scripts for A2D2 write them (docs/own-data.md).
+
+What belongs together has the same relative path, once the ending of the file and `_image`, `_label` or `_depth` at the
+end of its name are dropped. A folder, or a part of the path, is a scene; in it the pictures have numbers, which stay
+when others come.
+"""
+
+import csv
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from jaxtyping import UInt8, UInt16
+from PIL import Image, UnidentifiedImageError
+
+from a2d2.classes import IGNORE
+from a2d2.frames import SCENE_NAME, Frame
+from a2d2.images import (
+    ImageError,
+    encode_jpeg,
+    encode_npy,
+    encode_png,
+    read_depth_png,
+    read_json,
+    write_bytes,
+)
+from a2d2.predictions import read_any_picture
+
+VIEW = "front_center"
+ENDINGS = ("_image", "_label", "_depth")
+SAME_SHAPE = 0.02  # two aspect ratios that differ by less are one
+CROWD = "crowd"  # class of a box of COCO that stands for several objects; it is ignored, as an unknown class is
+
+
+class ImportFilesError(ValueError):
+    """Files that cannot be imported; the message says which, and what to do."""
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """`names`: by id; `colours`: RGB by id, None for masks of ids."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...] | None = None
+
+
+def read_class_list(path: Path) -> ClassList:
+    """`classes: [name of id 0, name of id 1, ...]` or `classes: {name: [r, g, b], ...}` in a YAML file.
+
+    ImportFilesError for a file that has neither.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ImportFilesError(f"--classes {path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ImportFilesError(f"--classes {path}: is not YAML: {str(error).splitlines()[0]}") from error
+    given = content.get("classes") if isinstance(content, dict) else None
+    if isinstance(given, list) and given and all(isinstance(name, str) and name for name in given):
+        names, colours = tuple(given), None
+    elif isinstance(given, dict) and given and all(isinstance(name, str) and name for name in given):
+        names = tuple(given)
+        for name, colour in given.items():
+            whole = isinstance(colour, list) and len(colour) == 3 and all(type(part) is int for part in colour)
+            if not whole or not all(0 <= part <= 255 for part in colour):
+                raise ImportFilesError(
+                    f"--classes {path}: {name}: {colour} is no colour; write [r, g, b], each 0 to 255"
+                )
+        colours = tuple(tuple(colour) for colour in given.values())
+    else:
+        raise ImportFilesError(
+            f"--classes {path}: must hold `classes: [name of id 0, name of id 1, ...]` or `classes: {{name: [r, g, b]}}`"
+        )
+    if len(names) > IGNORE:
+        raise ImportFilesError(f"--classes {path}: {len(names)} classes, and there is room for {IGNORE}")
+    for kind, values in (("class", names), ("colour", colours or ())):
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise ImportFilesError(f"--classes {path}: the {kind} {twice[0]!r} is given twice")
+    return ClassList(names, colours)
+
+
+# ---------------------------------------------------------------- which files belong together
+
+
+def find_key(place: PurePosixPath) -> str:
+    """What the files of one picture have in common, from the path of any of them below its folder."""
+    name = place.stem
+    for ending in ENDINGS:
+        if name.endswith(ending) and name != ending:
+            name = name.removesuffix(ending)
+            break
+    return str(place.with_name(name))
+
+
+def list_files(folder: Path, endings: Iterable[str]) -> dict[str, Path]:
+    """Key -> file, of all files with these endings below a folder. ImportFilesError if two have one key."""
+    found: dict[str, Path] = {}
+    if not folder.is_dir():
+        raise ImportFilesError(f"there is no folder {folder}")
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in endings or path.name.startswith(".") or not path.is_file():
+            continue
+        key = find_key(PurePosixPath(path.relative_to(folder).as_posix()))
+        if key in found:
+            raise ImportFilesError(f"{found[key]} and {path} have one name ({key}): leave one of them out")
+        found[key] = path
+    return found
+
+
+def name_scenes(keys: Iterable[str], group_by: str) -> dict[str, str]:
+    """Key -> its scene. group_by: "folder", or a regular expression that is matched at the start of the key.
+
+    ImportFilesError for an expression that is none, or that does not match a key, and where two scenes would have one name.
+    """
+    pattern = None
+    if group_by != "folder":
+        try:
+            pattern = re.compile(group_by)
+        except re.error as error:
+            raise ImportFilesError(f"--group-by {group_by!r} is no regular expression: {error}") from error
+    scenes: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    for key in keys:
+        if pattern is None:
+            text = str(PurePosixPath(key).parent)
+            text = "all" if text == "." else text
+        else:
+            match = pattern.match(key)
+            if match is None or not match[0]:
+                raise ImportFilesError(f"--group-by {group_by!r} does not match {key!r}, so its scene has no name")
+            text = match[0]
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-") or "scene"
+        if origin.setdefault(name, text) != text:
+            raise ImportFilesError(
+                f"{origin[name]!r} and {text!r} would both be the scene {name!r}: rename a folder, or take another "
+                "--group-by"
+            )
+        assert SCENE_NAME.match(name), name
+        scenes[key] = name
+    return scenes
+
+
+def number_pictures(scenes: Mapping[str, str], known: Mapping[str, str], out: Path) -> dict[str, Frame]:
+    """Key -> its frame. known: "scene/view/id" -> key, from an earlier import, whose numbers stay."""
+    numbers: dict[str, int] = defaultdict(int)
+    before: dict[str, str] = {}
+    for frame, key in known.items():
+        scene, _, identity = frame.split("/")
+        numbers[scene] = max(numbers[scene], int(identity) + 1)
+        before[key] = frame
+    frames = {}
+    for key, scene in sorted(scenes.items()):
+        if key in before and before[key].startswith(f"{scene}/"):
+            identity = before[key].rpartition("/")[2]
+        else:
+            identity = f"{numbers[scene]:09d}"
+            numbers[scene] += 1
+        frames[key] = Frame(scene, VIEW, identity, out)
+    return frames
+
+
+# ---------------------------------------------------------------- labels beside pictures
+
+
+@dataclass(frozen=True)
+class CocoBoxes:
+    """`names`: of the classes, in the order of their ids; `of_key`: key -> (class, [x, y, width, height], crowd) of its
+    boxes; `size`: key -> the (width, height) that the file says its picture has."""
+
+    names: tuple[str, ...]
+    of_key: Mapping[str, list[tuple[str, list[float], bool]]]
+    size: Mapping[str, tuple[int, int]]
+
+
+def read_coco(path: Path, keys: Iterable[str]) -> CocoBoxes:
+    """Boxes in COCO's format. A file name is a key, or the last part of one alone. ImportFilesError if it is no such file,
+    or if no file name fits."""
+    last: dict[str, list[str]] = defaultdict(list)
+    keys = set(keys)
+    for key in keys:
+        last[PurePosixPath(key).name].append(key)
+    try:
+        content = read_json(path)
+        classes = {each["id"]: str(each["name"]) for each in content["categories"]}
+        images = {each["id"]: each for each in content["images"]}
+        key_of = {}
+        for identity, image in images.items():
+            key = find_key(PurePosixPath(image["file_name"]))
+            fitting = [key] if key in keys else last.get(PurePosixPath(key).name, [])
+            if len(fitting) > 1:
+                raise ImportFilesError(
+                    f"--boxes {path}: {image['file_name']} may be {' or '.join(sorted(fitting)[:3])}"
+                )
+            if fitting:
+                key_of[identity] = fitting[0]
+        boxes: dict[str, list[tuple[str, list[float], bool]]] = {key: [] for key in key_of.values()}
+        for each in content["annotations"]:
+            if each["image_id"] not in images:
+                raise ImportFilesError(f"--boxes {path}: annotation {each.get('id')} is of no image there is")
+            if each["image_id"] in key_of:
+                box = [float(value) for value in each["bbox"]]
+                if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+                    raise ImportFilesError(f"--boxes {path}: annotation {each.get('id')} has the box {each['bbox']}")
+                crowd = bool(each.get("iscrowd", 0))
+                boxes[key_of[each["image_id"]]].append((classes[each["category_id"]], box, crowd))
+    except OSError as error:
+        raise ImportFilesError(f"--boxes {path}: cannot be read: {error.strerror}") from error
+    except ImportFilesError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImportFilesError(f"--boxes {path}: is no file of COCO's detections ({error!r})") from error
+    if not boxes:
+        raise ImportFilesError(f"--boxes {path}: none of its {len(images)} file names is one of the pictures'")
+    names = tuple(dict.fromkeys(classes[identity] for identity in sorted(classes)))
+    size = {
+        key: (int(images[identity]["width"]), int(images[identity]["height"]))
+        for identity, key in key_of.items()
+        if "width" in images[identity] and "height" in images[identity]
+    }
+    return CocoBoxes(names, boxes, size)
+
+
+def read_angles(path: Path, keys: Iterable[str]) -> dict[str, float]:
+    """Key -> steering angle in degrees, left positive, from a CSV file with the columns picture and angle_deg.
+
+    ImportFilesError for another file, an angle that is no number, a picture that is there twice, or if none fits.
+    """
+    keys, found = set(keys), {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"picture", "angle_deg"} <= set(reader.fieldnames or ()):
+                raise ImportFilesError(
+                    f"--angles {path}: its columns are {reader.fieldnames}; picture and angle_deg must be there"
+                )
+            rows = 0
+            for row in reader:
+                rows += 1
+                key = find_key(PurePosixPath(row["picture"] or ""))
+                try:
+                    angle = float(row["angle_deg"])
+                except (TypeError, ValueError):
+                    angle = math.nan
+                if not math.isfinite(angle):
+                    raise ImportFilesError(f"--angles {path}, line {reader.line_num}: {row['angle_deg']!r} is no angle")
+                if key in found:
+                    raise ImportFilesError(f"--angles {path}, line {reader.line_num}: {row['picture']} is there twice")
+                if key in keys:
+                    found[key] = angle
+    except OSError as error:
+        raise ImportFilesError(f"--angles {path}: cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ImportFilesError(f"--angles {path}: is no CSV file ({error})") from error
+    if not found:
+        raise ImportFilesError(f"--angles {path}: none of its {rows} pictures is one of those given")
+    return found
+
+
+# ---------------------------------------------------------------- one picture, on a worker
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that is known of one picture: its files, and the labels that files of all pictures hold."""
+
+    key: str
+    frame: Frame
+    picture: Path
+    mask: Path | None = None
+    depth: Path | None = None
+    boxes: tuple[tuple[str, list[float], bool], ...] | None = None
+    boxes_size: tuple[int, int] | None = None
+    angle: float | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What all derived files have in common: (width, height) `size`, the `classes` of masks, and the kind of image."""
+
+    size: tuple[int, int]
+    classes: ClassList | None
+    image_kind: str = "image"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a job. `reason`: why it failed, else empty; `counts`: what a report should list."""
+
+    job: Job
+    reason: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def list_kinds(job: Job, target: Target) -> list[str]:
+    """The kinds of file that a picture gets; the image is written last, so that a frame that has one is whole."""
+    labels = {"segmentation": job.mask, "depth": job.depth, "boxes": job.boxes, "steering": job.angle}
+    return [kind for kind, label in labels.items() if label is not None] + [target.image_kind]
+
+
+def import_picture(job: Job, target: Target) -> Imported:
+    """Write the derived files of one picture; a damaged or unfit file fails it, and nothing of it is written."""
+    try:
+        image = read_any_picture(job.picture)
+        own = image.shape[1], image.shape[0]
+        check_shape(own, target.size, str(job.picture))
+        files: dict[str, bytes] = {}
+        counts: dict[str, int] = {}
+        if job.mask is not None and target.classes is not None:
+            classes, foreign = read_mask(job.mask, target.classes)
+            check_shape((classes.shape[1], classes.shape[0]), own, f"{job.mask}, beside its picture,")
+            files["segmentation"] = encode_npy(cv2.resize(classes, target.size, interpolation=cv2.INTER_NEAREST_EXACT))
+            counts |= {f"pixels of {value}": number for value, number in foreign.items()}
+        if job.depth is not None:
+            stored = read_depth_png(job.depth)
+            check_shape((stored.shape[1], stored.shape[0]), own, f"{job.depth}, beside its picture,")
+            files["depth"] = encode_png(resize_depth(stored, target.size))
+        if job.boxes is not None:
+            boxes = convert_boxes(job.boxes, job.boxes_size or own, target.size)
+            files["boxes"] = (json.dumps({"boxes": boxes}, allow_nan=False) + "\n").encode()
+            if left_out := len(job.boxes) - len(boxes):
+                counts["boxes outside the picture"] = left_out
+        if job.angle is not None:
+            files["steering"] = (json.dumps({"angle_deg": job.angle}, allow_nan=False) + "\n").encode()
+        shrinks = target.size[0] < own[0]
+        image = cv2.resize(image, target.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        files[target.image_kind] = encode_jpeg(image) if target.image_kind == "image" else encode_png(image)
+    except (ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return Imported(job, str(error))
+    except OSError as error:
+        return Imported(job, f"{error.filename or job.picture}: {error.strerror or error}")
+    for kind, content in files.items():
+        write_bytes(job.frame.path(kind), content)
+    return Imported(job, counts=counts)
+
+
+def check_shape(found: tuple[int, int], wanted: tuple[int, int], name: str) -> None:
+    """ImageError if a picture would have to be distorted to have the (width, height) that is wanted."""
+    ratio = (found[0] * wanted[1]) / (found[1] * wanted[0])
+    if abs(ratio - 1) > SAME_SHAPE:
+        raise ImageError(f"{name} is {found[0]}x{found[1]}, which is not the shape of {wanted[0]}x{wanted[1]}")
+
+
+def read_mask(path: Path, classes: ClassList) -> tuple[UInt8[np.ndarray, "h w"], dict[str, int]]:
+    """A mask as ids of the classes, 255 for what is not listed; and how many pixels have each unlisted value but 255.
+
+    ImageError for a mask of colours where ids are expected, or the other way round.
+    """
+    with Image.open(path) as opened:
+        opened.load()
+        mode = opened.mode
+        array = np.asarray(opened.convert("RGB") if classes.colours is not None else opened)
+    if classes.colours is not None:
+        if mode not in ("RGB", "RGBA", "P"):
+            raise ImageError(
+                f"{path} has one channel (mode {mode}), and the classes are given as colours: list their names"
+            )
+        packed = array.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+        result = np.full(packed.shape, IGNORE, dtype=np.uint8)
+        for index, (red, green, blue) in enumerate(classes.colours):
+            result[packed == red * 65536 + green * 256 + blue] = index
+        values, numbers = np.unique(packed[result == IGNORE], return_counts=True)
+        named = {f"colour #{value:06x}": int(number) for value, number in zip(values, numbers, strict=True)}
+        return result, dict(sorted(named.items(), key=lambda item: -item[1])[:10])
+    if array.ndim == 3 and mode in ("RGB", "RGBA", "LA"):
+        if mode != "LA" and (np.ptp(array[..., :3].astype(np.int16), axis=2) > 0).any():
+            raise ImageError(f"{path} has colours, and the classes are given as ids: give classes: {{name: [r, g, b]}}")
+        array = array[..., 0]
+    if mode == "1":
+        array = array.astype(np.uint8)
+    listed = (array >= 0) & (array < len(classes.names))
+    values, numbers = np.unique(array[~listed & (array != IGNORE)], return_counts=True)
+    named = {f"id {value}": int(number) for value, number in zip(values, numbers, strict=True)}
+    return np.where(listed, array, IGNORE).astype(np.uint8), dict(sorted(named.items(), key=lambda item: -item[1])[:10])
+
+
+def resize_depth(stored: UInt16[np.ndarray, "h w"], size: tuple[int, int]) -> UInt16[np.ndarray, "H W"]:
+    """Each point goes to the pixel that contains it, and the nearest of several stays; 0 where there is none."""
+    if stored.shape[::-1] == size:
+        return stored
+    rows, columns = np.nonzero(stored)
+    values = stored[rows, columns]
+    new_rows = ((rows + 0.5) * size[1] / stored.shape[0]).astype(np.intp)
+    new_columns = ((columns + 0.5) * size[0] / stored.shape[1]).astype(np.intp)
+    order = np.argsort(-values.astype(np.int64), kind="stable")  # the last of several values for one pixel stays
+    result = np.zeros(size[::-1], np.uint16)
+    result[new_rows[order], new_columns[order]] = values[order]
+    return result
+
+
+def convert_boxes(
+    boxes: Sequence[tuple[str, list[float], bool]], own: tuple[int, int], size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """COCO's boxes as those of a derived file: edges in pixels of `size`, clipped; `visible` is the share that is left.
+    Boxes without an area in the picture are left out."""
+    scale = np.array([size[0] / own[0], size[1] / own[1]] * 2)
+    found = []
+    for name, (x, y, width, height), crowd in boxes:
+        edges = np.array([x, y, x + width, y + height]) * scale
+        clipped = np.clip(edges, 0, [*size, *size])
+        area, whole = (np.prod(each[2:] - each[:2]) for each in (clipped, edges))
+        if min(clipped[2:] - clipped[:2]) > 0:
+            box = [round(float(value), 3) for value in clipped]
+            found.append({"box": box, "class": CROWD if crowd else name, "visible": round(float(area / whole), 4)})
+    return found
+
+
+def find_common_size(pictures: Iterable[Path]) -> tuple[int, int]:
+    """The (width, height) that most pictures have, by their headers; of equally many the largest."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path in pictures:
+        try:
+            with Image.open(path) as opened:
+                turned = opened.getexif().get(0x0112, 1) >= 5  # the camera was held upright
+                sizes[opened.size[::-1] if turned else opened.size] += 1
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # it will fail with a reason
+    if not sizes:
+        raise ImportFilesError("none of the pictures can be read")
+    return max(sizes, key=lambda size: (sizes[size], size[0] * size[1]))
