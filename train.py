@@ -51,7 +51,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from a2d2.dataset import Augmentation, FrameDataset, TeacherFiles
+from a2d2.dataset import Augmentation, FrameDataset, TeacherFiles, index_labels
 from a2d2.frames import Frame
 from evaluate import Scores, evaluate, format_table, mean_skill
 from experiment import (
@@ -73,9 +73,10 @@ from experiment import (
     pick_device,
     read_split,
 )
+from tasks import TASKS
 from tasks.task import Task
 from training.balancing import Balancer, NonFiniteError, Normaliser
-from training.config import MICRO_BATCH, Ramp
+from training.config import DEALT, MICRO_BATCH, Ramp, name_regime
 from training.cycle import Cycle, CycleBackward, count_labels
 from training.distributed import RankError, Ranks, join_ranks
 from training.ema import EmaWeights
@@ -138,7 +139,7 @@ class Setup:
         numbers = micro_batch.values() if isinstance(micro_batch, dict) else [micro_batch]
         pseudo = self.config.data.pseudo
         return build_streams(
-            self.assignment, name_regime(self.config), micro_batch, active, self.record.repeat_factors,
+            self.assignment, name_regime(self.config.data.labels), micro_batch, active, self.record.repeat_factors,
             self._find_unlabelled(), (pseudo.micro_batch if pseudo else None) or max(numbers),
         )  # fmt: skip
 
@@ -170,11 +171,6 @@ class Setup:
             self.build_streams(), options.cycle, self.config.seed, first_step, options.steps, options.merge,
             self.ranks.rank, self.ranks.world, Teaching(tuple(self.tasks), self.ramp.steps) if self.ramp else None,
         )  # fmt: skip
-
-
-def name_regime(config: Config) -> str:
-    """The label regime without its details: budget and file are "as_is" with fewer labels."""
-    return config.data.labels if isinstance(config.data.labels, str) else next(iter(config.data.labels))
 
 
 def check_start(config: Config, device: torch.device, ranks: Ranks) -> None:
@@ -318,7 +314,7 @@ def compute_repeat_factors(
     All their labels are read. WrongUseError under a regime in which tasks have no streams of their own.
     """
     wanted = {name: below for name, task in tasks.items() if (below := getattr(task.options, "oversample_below", None))}
-    if wanted and name_regime(config) == "symmetric":
+    if wanted and name_regime(config.data.labels) == "symmetric":
         raise WrongUseError(
             f"tasks.{next(iter(wanted))}.oversample_below needs a stream of its own, and under data.labels=symmetric "
             "all tasks share one: take another regime"
@@ -339,6 +335,18 @@ def assign_training_labels(
     chosen, seed = config.data.labels, config.data.labels_seed
     if isinstance(chosen, str):
         assignment = assign_labels(has_label, chosen, seed)
+    elif (regime := name_regime(chosen)) in DEALT:
+        # in the order of all tasks, so that runs of other tasks have the same labels
+        dealt = [name for name in TASKS if name in chosen[regime]]
+        if unknown := [name for name in chosen[regime] if name not in TASKS]:
+            raise WrongUseError(f"data.labels: there is no task {unknown[0]}; there are {', '.join(TASKS)}")
+        views = {frame.view for frame in frames}
+        for name in dealt:
+            if name not in has_label:
+                found = index_labels(frames, TASKS[name].kind, views)
+                has_label[name] = [frame in found for frame in frames]
+        everyone = assign_labels({name: has_label[name] for name in dealt}, regime, seed)
+        assignment = {name: everyone[name] for name in labels}
     elif "file" in chosen:
         assignment = read_assignment(Path(chosen["file"]), frames, has_label)
     else:
@@ -455,7 +463,7 @@ def load_cycles(setup: Setup, first_step: int) -> Generator[Cycle, None, None]:
     sampler = setup.build_sampler(first_step)
     used: Mapping[str, Collection[Frame]] = setup.labels
     # under the other regimes a draw names the labels it may bring, and all there are of these are used
-    if name_regime(setup.config) in ("budget", "file") or options.hold_out:
+    if name_regime(setup.config.data.labels) in ("budget", "file") or options.hold_out:
         used = {name: {setup.frames[index] for index in indices} for name, indices in setup.assignment.items()}
     augmentation = Augmentation(**options.augment.model_dump())
     dataset = FrameDataset(

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiment import build_network, build_tasks
 from experiments.grid import Grid, Run
-from training.config import MICRO_BATCH, Config
+from training.config import MICRO_BATCH, Config, name_regime
 
 BACKWARD = 2  # forward passes that a backward pass costs
 VIEWS = 2  # a teacher sees a picture and its mirror image
@@ -83,25 +83,26 @@ class CostCounter:
 
     def _list_streams(self, config: Config) -> Iterator[tuple[int, dict[str, float]]]:
         """Of each stream the images of a step, and the share of them on which each head runs."""
-        names, labels = list(config.tasks), config.data.labels
+        names, labels, regime = list(config.tasks), config.data.labels, name_regime(config.data.labels)
         given = config.train.micro_batch
         sizes = given if isinstance(given, dict) else dict.fromkeys(names, given)
         cycle = config.train.cycle
         taught = config.data.pseudo is not None or config.train.mean_teacher is not None
-        if labels == "symmetric":
+        if regime == "symmetric":
             yield given * cycle, dict.fromkeys(names, 1.0)
             return
-        budget: dict[str, float] = labels["budget"] if isinstance(labels, dict) else {}
+        budget: dict[str, float] = labels["budget"] if regime == "budget" else {}
         for name in names:
             shares = {other: budget.get(other, 1.0) for other in names}
-            if labels in ("one_task", "one_at_a_time"):
+            if regime in ("one_task", "one_at_a_time"):
                 shares = dict.fromkeys(names, 0.0)
             shares[name] = 1.0
             yield sizes.get(name, MICRO_BATCH) * cycle, dict.fromkeys(names, 1.0) if taught else shares
         # frames that no stream of true labels draws
-        drawn_by_none = len(names) < len(self.grid.tasks) if labels == "one_task" else max(
-            (budget.get(name, 1.0) for name in names), default=1.0
-        ) < 1  # fmt: skip
+        if regime == "one_task":
+            drawn_by_none = len(names) < len(labels["one_task"] if isinstance(labels, dict) else names)
+        else:
+            drawn_by_none = max(budget.get(name, 1.0) for name in names) < 1
         if taught and drawn_by_none:
             own = config.data.pseudo.micro_batch if config.data.pseudo is not None else None
             yield (own or max(sizes.values())) * cycle, dict.fromkeys(names, 1.0)

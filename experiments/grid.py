@@ -79,7 +79,7 @@ class Arm(Closed):
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     tasks: tuple[Literal[*OPTIONS], ...] | None = None  # type: ignore[valid-type]
     base: str | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
     tuned: str | None = None
     teachers: str | None = None
     calibrated_by: str | None = None
@@ -95,6 +95,7 @@ class Study(Closed):
     tuning: Tuning | None = None
     arms: dict[str, Arm] = Field(min_length=1)
     comparisons: tuple["Comparison", ...] = ()
+    blocks: dict[str, dict[str, Any]] = Field({}, description="options that several arms refer to by YAML's anchors")
 
     @field_validator("arms")
     @classmethod
@@ -269,6 +270,10 @@ class Grid:
             assert self.study.tuning is not None
             values |= self.study.tuning.settings[setting]
         values |= {"seed": run.seed, "data.labels_seed": run.seed} | arm.set
+        left_out = tuple(f"tasks.{name}." for name in self.tasks if name not in run.tasks)
+        values = {key: value for key, value in values.items() if not key.startswith(left_out)} if left_out else values
+        for key in ("data.labels", "data.hold_out"):
+            values |= {key: keep_own(values[key], run.tasks)} if key in values else {}
         base = self._load(arm.base or self.study.base, [])
         share = arm.steps if run.setting is None or self.study.tuning is None else self.study.tuning.share
         if share != 1:
@@ -320,6 +325,14 @@ class Grid:
         about = {"format": FORMAT, "digest": self.digest(run), "arm": run.arm, "network": run.network}
         about |= {"seed": run.seed, "setting": run.setting, "options": self.list_overrides(run)}
         write_json(self.result_path(run), about | dict(content))
+
+
+def keep_own(value: Any, tasks: Sequence[str]) -> Any:
+    """A budget of labels, or shares that are held out, without those of tasks that a run does not train."""
+    if isinstance(value, dict) and "budget" in value:
+        return {"budget": keep_own(value["budget"], tasks)}
+    shares = isinstance(value, dict) and all(isinstance(share, int | float) for share in value.values())
+    return {name: share for name, share in value.items() if name in tasks} if shares else value
 
 
 def scale_steps(config: Config, share: float) -> dict[str, Any]:

@@ -77,14 +77,23 @@ class Augment(Closed):
 
 
 REGIMES = ("as_is", "symmetric", "one_task", "one_at_a_time")
+DEALT = ("symmetric", "one_task")  # those under which it matters which other labels a frame has
+
+
+def name_regime(labels: Any) -> str:
+    """The label regime without its details; budget and file are "as_is" with fewer labels."""
+    return labels if isinstance(labels, str) else next(iter(labels))
 
 
 def check_labels(value: Any) -> Any:
-    """One of REGIMES, {"budget": {task: share}} or {"file": path}; ValueError for anything else."""
+    """One of REGIMES, {regime: tasks} of DEALT, {"budget": {task: share}} or {"file": path}; ValueError for anything
+    else."""
     if isinstance(value, str) and value in REGIMES:
         return value
     if isinstance(value, dict) and len(value) == 1:
         ((key, given),) = value.items()
+        if key in DEALT and isinstance(given, list) and given and all(isinstance(name, str) for name in given):
+            return value
         if key == "file" and isinstance(given, str) and given:
             return value
         if key == "budget" and isinstance(given, dict) and given:
@@ -92,7 +101,10 @@ def check_labels(value: Any) -> Any:
                 if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
                     raise ValueError(f"the budget of {name} is a share of its labels, above 0 and at most 1")
             return {"budget": {name: float(share) for name, share in given.items()}}
-    raise ValueError(f"must be {', '.join(REGIMES)}, {{budget: {{task: share, ...}}}} or {{file: assignment.json}}")
+    among = " or ".join(DEALT)
+    raise ValueError(
+        f"must be {', '.join(REGIMES)}, {{{among}: [task, ...]}}, {{budget: {{task: share, ...}}}} or {{file: assignment.json}}"
+    )
 
 
 class Ramp(Closed):
@@ -152,7 +164,8 @@ class Data(Closed):
         "as_is",
         description="as_is: every label there is; symmetric: only frames that have the labels of all tasks; "
         "one_task: each frame keeps the label of one task; one_at_a_time: every label there is, but a sample brings "
-        "only that of its stream's task; {budget: {task: share}}: of a task's labels that share, 0 to 1; {file: FILE}: "
+        "only that of its stream's task; {symmetric: [task, ...]}, {one_task: [task, ...]}: the same for a run that "
+        "trains some of these tasks alone; {budget: {task: share}}: of a task's labels that share, 0 to 1; {file: FILE}: "
         "those that an assignment.json names",
     )
     labels_seed: NonNegativeInt = Field(0, description="seed of one_task and budget, whatever the seed of the run")
@@ -425,6 +438,15 @@ class Config(Closed):
     @classmethod
     def check_budget(cls, tasks, info):
         labels = info.data["data"].labels if "data" in info.data else "as_is"
+        if labels == "one_task" and len(tasks) == 1:
+            (name,) = tasks
+            raise ValueError(
+                f"under data.labels: one_task a run of {name} alone would keep every label; name the tasks among which "
+                f"the labels are dealt, as for the run it is compared with: data.labels={{one_task: [{name}, ...]}}"
+            )
+        dealt = labels[regime] if not isinstance(labels, str) and (regime := name_regime(labels)) in DEALT else tasks
+        if foreign := [name for name in tasks if name not in dealt]:
+            raise ValueError(f"data.labels deals labels among {', '.join(dealt)}, and {foreign[0]} is trained, too")
         budget = labels.get("budget", {}) if isinstance(labels, dict) else {}
         if foreign := [name for name in budget if name not in tasks]:
             raise ValueError(f"data.labels has a budget for {foreign[0]}, which is not trained: {', '.join(tasks)} are")
@@ -442,7 +464,7 @@ class Config(Closed):
         if isinstance(train.micro_batch, dict):
             if foreign := [name for name in train.micro_batch if name not in tasks]:
                 raise ValueError(f"micro_batch names {foreign[0]}, which is not trained: {', '.join(tasks)} are")
-            if data.labels == "symmetric":
+            if name_regime(data.labels) == "symmetric":
                 raise ValueError("micro_batch must be one number under data.labels=symmetric: all tasks share a stream")
         if train.mean_teacher is not None and train.ema is None:
             raise ValueError("mean_teacher needs the EMA weights, and ema is null")
