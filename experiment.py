@@ -625,8 +625,8 @@ def find_teacher_files(
         source = load_pseudo_labels(root)
         if source.size != data.size:
             raise ValueError(
-                f"data.pseudo.roots: {root} has pictures of {source.size}, this dataset {data.size}; make pseudo-labels "
-                "of it with pseudo_label.py --data"
+                f"data.pseudo.roots: {root} has pictures of {source.size}, this dataset {data.size}; make "
+                "pseudo-labels of it with pseudo_label.py --data"
             )
         source.check_frames(frames, data)
         kinds = read_json(source.folder / "dataset.json")["kinds"]
@@ -641,8 +641,8 @@ def find_teacher_files(
             used = {frames[index] for index in assignment[name]}
             if twice := sorted(there & found[name].keys()):
                 raise ValueError(
-                    f"data.pseudo.roots: {root} and {found[name][twice[0]].root} both have pseudo-labels of {name}, such "
-                    f"as for {twice[0]}: leave one of them out"
+                    f"data.pseudo.roots: {root} and {found[name][twice[0]].root} both have pseudo-labels of {name}, "
+                    f"such as for {twice[0]}: leave one of them out"
                 )
             found[name] |= {frame: frame.under(source.folder) for frame in there - used}
         identity.append(digest.hexdigest()[:16])

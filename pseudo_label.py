@@ -167,8 +167,8 @@ def choose_frames(teachers: Teachers, data: Data, unrecorded: bool) -> list[Fram
                 before = part.setdefault(frame, (subset, teacher.name))
                 if before[0] != subset and "train" in (before[0], subset):
                     raise ValueError(
-                        f"{frame} is a {before[0]} frame of {before[1]} and a {subset} frame of {teacher.name}: teachers "
-                        "must have the same training frames"
+                        f"{frame} is a {before[0]} frame of {before[1]} and a {subset} frame of {teacher.name}: "
+                        "teachers must have the same training frames"
                     )
     frames = [frame for frame in data.others if part.get(str(frame), ("none",))[0] == "train"]
     unknown = [frame for frame in data.others if str(frame) not in part]

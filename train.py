@@ -234,8 +234,8 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
             record = replace(record, pseudo=pseudo)
         elif tuple(record.pseudo) != pseudo:
             raise ValueError(
-                f"the pseudo-labels in {', '.join(config.data.pseudo.roots)} are not those this run started with: bring "
-                "those back, or start another run with --run"
+                f"the pseudo-labels in {', '.join(config.data.pseudo.roots)} are not those this run started with: "
+                "bring those back, or start another run with --run"
             )
     setup = Setup(config, device, tasks, split, data, record, frames, labels, assignment, size, ranks, teachers)
     fewest = setup.build_sampler(0).find_fewest()

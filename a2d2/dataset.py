@@ -292,8 +292,8 @@ def index_labels(frames: Iterable[Frame], kind: str, views: Iterable[str]) -> fr
 class TeacherFiles:
     """What teachers say about frames, in folders that pseudo_label.py has written.
 
-    `frames`: task -> frame -> the same frame under its folder, of the frames that learn from it. `about`: folder -> what
-    its dataset.json says of each kind of file; `size`: (width, height) of the pictures they were made for.
+    `frames`: task -> frame -> the same frame under its folder, of the frames that learn from it. `about`: folder ->
+    what its dataset.json says of each kind of file; `size`: (width, height) of the pictures they were made for.
     """
 
     tasks: Mapping[str, Any]

@@ -50,8 +50,8 @@ _KINDS = RAW_KINDS | DERIVED_KINDS | CONFIDENCE_KINDS
 class Frame:
     """One recording time of one camera.
 
-    scene: "YYYYMMDD_hhmmss", or any name in a dataset that is not A2D2; view: one of VIEWS; id: nine digits. `root` is the folder that contains the scene; it is
-    not compared, so the same frame under two roots is equal.
+    scene: "YYYYMMDD_hhmmss", or any name in a dataset that is not A2D2; view: one of VIEWS; id: nine digits. `root` is
+    the folder that contains the scene; it is not compared, so the same frame under two roots is equal.
     """
 
     scene: str

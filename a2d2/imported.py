@@ -77,7 +77,8 @@ def read_class_list(path: Path) -> ClassList:
         colours = tuple(tuple(colour) for colour in given.values())
     else:
         raise ImportFilesError(
-            f"--classes {path}: must hold `classes: [name of id 0, name of id 1, ...]` or `classes: {{name: [r, g, b]}}`"
+            f"--classes {path}: must hold `classes: [name of id 0, name of id 1, ...]` or `classes: {{name: [r, g, "
+            f"b]}}`"
         )
     if len(names) > IGNORE:
         raise ImportFilesError(f"--classes {path}: {len(names)} classes, and there is room for {IGNORE}")
@@ -118,7 +119,8 @@ def list_files(folder: Path, endings: Iterable[str]) -> dict[str, Path]:
 def name_scenes(keys: Iterable[str], group_by: str) -> dict[str, str]:
     """Key -> its scene. group_by: "folder", or a regular expression that is matched at the start of the key.
 
-    ImportFilesError for an expression that is none, or that does not match a key, and where two scenes would have one name.
+    ImportFilesError for an expression that is none, or that does not match a key, and where two scenes would have one
+    name.
     """
     pattern = None
     if group_by != "folder":
@@ -181,8 +183,8 @@ class CocoBoxes:
 
 
 def read_coco(path: Path, keys: Iterable[str]) -> CocoBoxes:
-    """Boxes in COCO's format. A file name is a key, or the last part of one alone. ImportFilesError if it is no such file,
-    or if no file name fits."""
+    """Boxes in COCO's format. A file name is a key, or the last part of one alone. ImportFilesError if it is no such
+    file, or if no file name fits."""
     last: dict[str, list[str]] = defaultdict(list)
     keys = set(keys)
     for key in keys:

@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+# in place of this folder, whose files have the names of other people's packages
+sys.path[0] = str(ROOT)

@@ -90,6 +90,7 @@ class Study(Closed):
     """The content of the file of a grid. The seed of a run is also that of the assignment of labels, unless an arm sets
     data.labels_seed, so all arms of one seed have the same labels."""
 
+    title: str = ""
     base: str
     dataset: SyntheticSet | GivenSet
     tuning: Tuning | None = None
@@ -121,19 +122,21 @@ class Study(Closed):
             if arm.tuned is not None and self.arms[arm.tuned].tuned != arm.tuned:
                 raise ValueError(f"arms.{name}.tuned = {arm.tuned!r}: that arm is not tuned itself")
         for comparison in self.comparisons:
-            for arm in (*comparison.arms, comparison.reference):
+            for arm in (*comparison.arms, comparison.reference, *([comparison.goal] if comparison.goal else [])):
                 if arm not in self.arms:
                     raise ValueError(f"comparisons: there is no arm {arm!r}")
         return self
 
 
 class Comparison(Closed):
-    """A table: `arms` against `reference`, on the seeds that both have; `about`: a sentence above it."""
+    """A table: `arms` against `reference`, on the seeds that both have; `about`: a sentence above it;
+    `goal`: the arm of which a column says how much of the way to it the others have come."""
 
     title: str
     reference: str
     arms: tuple[str, ...] = Field(min_length=1)
     about: str = ""
+    goal: str | None = None
 
 
 Study.model_rebuild()
@@ -262,10 +265,9 @@ class Grid:
         asked for `tuned` False, as if the first setting had won."""
         arm = self.study.arms[run.arm]
         values: dict[str, Any] = {f"tasks.{name}": None for name in self.tasks if name not in run.tasks}
+        setting = 0 if self.list_tuning(run) and not tuned else run.setting
         if tuned:
             setting = self.find_best_setting(run)
-        else:
-            setting = 0 if self.list_tuning(run) else run.setting
         if setting is not None:
             assert self.study.tuning is not None
             values |= self.study.tuning.settings[setting]

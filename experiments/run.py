@@ -65,6 +65,7 @@ from tqdm import tqdm
 from a2d2.images import read_json
 from experiments.cost import CostCounter, Work
 from experiments.grid import Grid, GridError, Run, SyntheticSet, read_grid
+from scoring.table import layout
 from training.log import describe_machine
 
 SCRIPTS = ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle")
@@ -235,22 +236,16 @@ def is_done(grid: Grid, run: Run) -> bool:
 def describe_plan(grid: Grid, runs: Sequence[Run]) -> str:
     """A line for each arm: runs that are done and left, and what is left costs."""
     counter = CostCounter(grid)
-    lines = [f"{'arm':34}{'done':>6}{'left':>6}{'cycles':>10}{'images':>12}{'TFLOPs':>10}"]
-    total, left_in_all = Work(), 0
+    rows = [["arm", "done", "left", "cycles", "images", "TFLOP"]]
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.arm if run.setting is None else f"tuning of {run.arm}", []).append(run)
-    for name, members in groups.items():
+    for name, members in [*groups.items(), ("all", list(runs))]:
         left = [run for run in members if not is_done(grid, run)]
         work = sum((counter.count(run, tuned=False) for run in left), Work())
-        total, left_in_all = total + work, left_in_all + len(left)
-        lines.append(
-            f"{name:34}{len(members) - len(left):6}{len(left):6}{work.cycles:10}{work.images:12}{work.flops / 1e12:10.1f}"
-        )
-    lines.append(
-        f"{'all':34}{len(runs) - left_in_all:6}{left_in_all:6}{total.cycles:10}{total.images:12}{total.flops / 1e12:10.1f}"
-    )
-    return "\n".join(lines)
+        numbers = (len(members) - len(left), len(left), work.cycles, work.images)
+        rows.append([name, *map(str, numbers), f"{work.flops / 1e12:.1f}"])
+    return "\n".join(layout(rows[0], rows[1:]))
 
 
 def run_all(grid: Grid, runs: Sequence[Run], worker: Worker, jobs: int) -> int:

@@ -3,8 +3,8 @@
     python experiments/tabulate.py configs/study/main.yaml --output RESULTS.md --plots docs/study
 
 A run is scored on the test subset once, and the scores are kept with its result, so tables can be made again where its
-weights are not. Intervals come from resampling scenes, and blocks of some seconds in them, and, where an arm has several
-seeds, its seeds: the draws are the same for all runs, and the seeds are drawn in pairs.
+weights are not. Intervals come from resampling scenes, and blocks of some seconds in them, and, where an arm has
+several seeds, its seeds: the draws are the same for all runs, and the seeds are drawn in pairs.
 """
 
 import argparse
@@ -50,7 +50,7 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluate import draw_frames, score_frames
-from experiment import Data, Trained, index_data, load_recorded_data, load_trained, pick_device
+from experiment import Data, Trained, load_recorded_data, load_trained, pick_device
 from experiments.analysis import Study, gather_study
 from experiments.cost import CostCounter
 from experiments.grid import Grid, GridError, Run, read_grid

@@ -128,8 +128,8 @@ def match_files(option: str, folder: Path | None, endings: frozenset, pictures: 
     if not fitting:
         shown = next(iter(found), "nothing")
         raise StopRunError(
-            f"{option} {folder}: none of its {len(found)} files has the name of a picture; it has {shown!r}, the pictures "
-            f"are called {next(iter(pictures))!r} (without _image, _label or _depth at the end)"
+            f"{option} {folder}: none of its {len(found)} files has the name of a picture; it has {shown!r}, the "
+            f"pictures are called {next(iter(pictures))!r} (without _image, _label or _depth at the end)"
         )
     if len(found) > len(fitting):
         other = next(path for key, path in found.items() if key not in pictures)

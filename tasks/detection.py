@@ -528,7 +528,8 @@ class Detection(Task):
         self.box_coder = BOX_CODERS[self.options.box_coder](self.options, len(self.names))
 
     def find_class(self, name: str) -> int | None:
-        """The row of a class in the vocabulary: A2D2's in any spelling, those of another dataset as they are written."""
+        """The row of a class in the vocabulary: A2D2's in any spelling, those of another dataset as they are
+        written."""
         if self.vocabulary is OBJECT_CLASSES:
             return find_object_class(name)
         return self.vocabulary.index(name) if name in self.vocabulary else None
@@ -545,7 +546,10 @@ class Detection(Task):
             return None
         named = ", ".join(given) or "those of A2D2"
         own = ", ".join(wanted) or "those of A2D2"
-        return f"its boxes have the classes {named}, and {own} are expected (tasks.detection.classes: root takes a dataset's)"
+        return (
+            f"its boxes have the classes {named}, and {own} are expected; tasks.detection.classes: root takes those of "
+            "a dataset"
+        )
 
     def load(self, frame: Frame) -> list[dict] | None:
         content = load_json(frame.path(self.kind), "boxes")

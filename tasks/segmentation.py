@@ -187,7 +187,10 @@ class Segmentation(Task):
             return None
         named = ", ".join(given) or "those of A2D2"
         own = ", ".join(wanted) or "those of A2D2"
-        return f"its masks have the classes {named}, and {own} are expected (tasks.segmentation.classes: root takes a dataset's)"
+        return (
+            f"its masks have the classes {named}, and {own} are expected; tasks.segmentation.classes: root takes those "
+            "of a dataset"
+        )
 
     def load(self, frame: Frame) -> UInt8[np.ndarray, "H W"] | None:
         try:

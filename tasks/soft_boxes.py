@@ -169,7 +169,8 @@ def find_learned(target: dict[str, Tensor], share: float) -> Bool[Tensor, "B L"]
 
 
 def measure_focal(logits: Float[Tensor, "*n"], wanted: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Quality focal loss (arXiv 2006.04388): the cross-entropy with a soft target, times the distance from it squared."""
+    """Quality focal loss (arXiv 2006.04388): the cross-entropy with a soft target, times the distance from it
+    squared."""
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     return entropy * (logits.sigmoid() - wanted).abs().pow(GAMMA)
 

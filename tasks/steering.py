@@ -218,8 +218,8 @@ class Steering(Task):
         size: tuple[int, int],
         calibration: Mapping[str, Any] | None = None,
     ) -> SoftTarget:
-        """`angles` float32 (B, horizon), the mean over teachers and mirror images, whose angles have the other sign, and
-        `spread` (B,), how far the greatest of the angles at the frame's time is from the least, in degrees."""
+        """`angles` float32 (B, horizon), the mean over teachers and mirror images, whose angles have the other sign,
+        and `spread` (B,), how far the greatest of the angles at the frame's time is from the least, in degrees."""
         each = torch.stack([self.predict(output, size) * (-1.0 if mirrored else 1.0) for output, mirrored in outputs])
         return {"angles": each.mean(dim=0), "spread": each[..., 0].amax(dim=0) - each[..., 0].amin(dim=0)}
 

@@ -340,8 +340,8 @@ class Task(ABC):
 
     @abstractmethod
     def load_soft(self, frame: Frame, about: Mapping[str, Mapping[str, Any]], own: tuple[int, int]) -> Any | None:
-        """What teachers say about a frame, from files that `encode_soft` has written at size `own`; None if they are not
-        there. `about`: what was said of each kind of file when they were written. ValueError that names a damaged
+        """What teachers say about a frame, from files that `encode_soft` has written at size `own`; None if they are
+        not there. `about`: what was said of each kind of file when they were written. ValueError that names a damaged
         file."""
 
     @abstractmethod
@@ -358,8 +358,8 @@ class Task(ABC):
 
     @abstractmethod
     def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
-        """Of each row what the soft loss is divided by, as `count` for labels; what teachers are not sure of counts too,
-        so that few sure pixels do not weigh like many."""
+        """Of each row what the soft loss is divided by, as `count` for labels; what teachers are not sure of counts
+        too, so that few sure pixels do not weigh like many."""
 
     @abstractmethod
     def soft_loss(self, output: Any, target: SoftTarget) -> Tensor:

@@ -103,7 +103,8 @@ def check_labels(value: Any) -> Any:
             return {"budget": {name: float(share) for name, share in given.items()}}
     among = " or ".join(DEALT)
     raise ValueError(
-        f"must be {', '.join(REGIMES)}, {{{among}: [task, ...]}}, {{budget: {{task: share, ...}}}} or {{file: assignment.json}}"
+        f"must be {', '.join(REGIMES)}, {{{among}: [task, ...]}}, {{budget: {{task: share, ...}}}} or {{file: "
+        f"assignment.json}}"
     )
 
 
@@ -165,8 +166,8 @@ class Data(Closed):
         description="as_is: every label there is; symmetric: only frames that have the labels of all tasks; "
         "one_task: each frame keeps the label of one task; one_at_a_time: every label there is, but a sample brings "
         "only that of its stream's task; {symmetric: [task, ...]}, {one_task: [task, ...]}: the same for a run that "
-        "trains some of these tasks alone; {budget: {task: share}}: of a task's labels that share, 0 to 1; {file: FILE}: "
-        "those that an assignment.json names",
+        "trains some of these tasks alone; {budget: {task: share}}: of a task's labels that share, 0 to 1; {file: "
+        "FILE}: those that an assignment.json names",
     )
     labels_seed: NonNegativeInt = Field(0, description="seed of one_task and budget, whatever the seed of the run")
     hold_out: dict[str, float] = Field(

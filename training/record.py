@@ -22,7 +22,8 @@ class Record:
     label_statistics: task -> its label statistics.
     assignment: hash of the labels that are trained on, see training/sampling.py.
     identity: fingerprints of the preprocessed datasets: size, cameras, and the options the labels were made with.
-    inherited: names of frames that the run this one was initialised from, or its teachers, were trained on; None if that
+    inherited: names of frames that the run this one was initialised from, or its teachers, were trained on; None if
+    that
         is unknown.
     repeat_factors: task -> how often its frames are drawn in comparison, in the order of its assignment; only of tasks
         that draw rare frames more often.

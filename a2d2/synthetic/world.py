@@ -602,9 +602,9 @@ def _line_poles(rng: np.random.Generator, builder: _Builder, street: Street, sid
 class World:
     """One scene: a street, its traffic, and the rig's drive along it, of which `frames` moments are recorded.
 
-    The scene is a function of `seed`, `index` and `roads`, see `draw_road`. For each frame: `times` in seconds, `speeds` in m/s, `steering` in
-    degrees at the steering wheel and `yaw_rates` in degrees/s, both left positive, and `angle_rates`, the derivative of
-    `steering` in degrees/s.
+    The scene is a function of `seed`, `index` and `roads`, see `draw_road`. For each frame: `times` in seconds,
+    `speeds` in m/s, `steering` in degrees at the steering wheel and `yaw_rates` in degrees/s, both left positive, and
+    `angle_rates`, the derivative of `steering` in degrees/s.
     """
 
     def __init__(self, seed: int, index: int, frames: int, roads: str = "winding"):

@@ -1,0 +1,231 @@
+"""What the results of a grid say: scores of arms, and arms against each other, seed by seed."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from experiments.cost import CostCounter, Work
+from experiments.grid import Arm, Comparison, Grid, Run
+from scoring.bootstrap import find_interval
+from scoring.compare import LEAST_SKILL, TaskResult, average_skills, find_delta
+from tasks import TASKS
+
+SEED = 0  # of the draws of seeds
+
+
+@dataclass
+class ArmResults:
+    """`scores`: seed -> task -> result on the subset that is scored; `failed`: names of runs that failed; `missing`: of
+    runs without a result; `work`: of one seed, all networks together, with the teachers; `labels`: task -> the number
+    of labels it was trained on, of the first seed."""
+
+    name: str
+    arm: Arm
+    scores: dict[int, dict[str, TaskResult]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
+    labels: dict[str, int] = field(default_factory=dict)
+    expected: tuple[str, ...] = ()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of which all networks have a result."""
+        return [seed for seed, tasks in sorted(self.scores.items()) if set(tasks) == set(self.expected)]
+
+    def list_scores(self, task: str) -> list[float]:
+        """One for each seed that has it."""
+        return [tasks[task].score for _, tasks in sorted(self.scores.items()) if task in tasks]
+
+
+@dataclass(frozen=True)
+class Against:
+    """An arm against a reference, on the `seeds` that both have: `terms`, of Delta-m in percent, by task, and their
+    intervals; `delta_m`, and without detection; `skill`, the mean difference of mean skills; `probability`: the share
+    of pairs of a run of each in which that of the arm has the better mean skill."""
+
+    arm: str
+    reference: str
+    seeds: list[int]
+    terms: dict[str, float]
+    term_intervals: dict[str, tuple[float, float] | None]
+    delta_m: float | None
+    interval: tuple[float, float] | None
+    without: dict[str, float | None]
+    skill: float | None
+    skill_interval: tuple[float, float] | None
+    probability: float | None
+
+
+@dataclass
+class Study:
+    """`subset`: that is scored, "test" or, where it has not been opened, "val"."""
+
+    grid: Grid
+    arms: dict[str, ArmResults]
+    subset: str
+    machines: list[dict[str, Any]]
+
+    def compare(self, comparison: Comparison) -> list[Against]:
+        """Every arm of a comparison that has a seed in common with the reference."""
+        reference = self.arms[comparison.reference]
+        found = [compare_arms(self.arms[name], reference) for name in comparison.arms]
+        return [each for each in found if each is not None]
+
+
+def gather_study(grid: Grid, counter: CostCounter) -> Study:
+    """All that there is; the test subset where every finished run has been scored on it, else validation."""
+    runs = [run for run in grid.list_runs() if run.setting is None]
+    results: dict[str, dict[str, Any] | None] = {}
+    for run in runs:
+        try:
+            results[run.name] = grid.read_result(run)
+        except KeyError:
+            results[run.name] = None
+    there = [result for result in results.values() if result is not None]
+    opened = bool(there) and all("test" in result for result in there if not result["failed"])
+    subset = "test" if opened else "val"
+    arms: dict[str, ArmResults] = {}
+    for run in runs:
+        arm = grid.study.arms[run.arm]
+        own = arms.setdefault(run.arm, ArmResults(run.arm, arm, expected=arm.tasks or grid.tasks))
+        _add_result(own, run, results[run.name], subset)
+        if run.seed == arm.seeds[0]:
+            own.work = own.work + counter.count(run, tuned=False)
+    machines = {str(each["made"]["packages"]) + str(each["made"]["device"]): each["made"] for each in there}
+    return Study(grid, arms, subset, list(machines.values()))
+
+
+def _add_result(own: ArmResults, run: Run, result: dict[str, Any] | None, subset: str) -> None:
+    if result is None:
+        own.missing.append(run.name)
+        return
+    if result["failed"]:
+        own.failed.append(run.name)
+        return
+    for task, score in result[subset].items():
+        own.scores.setdefault(run.seed, {})[task] = TaskResult(
+            TASKS[task](), score["score"], score["constant"], read_draws(score.get("draws")),
+            read_draws(score.get("constant_draws")),
+        )  # fmt: skip
+    if run.seed == own.arm.seeds[0]:
+        own.labels |= {task: number for task, number in result["labels"].items() if task in run.tasks}
+
+
+def read_draws(text: str | None) -> Float64[np.ndarray, " R"] | None:
+    return None if text is None else np.array([float(value) for value in text.split()])
+
+
+def compare_arms(own: ArmResults, reference: ArmResults) -> Against | None:
+    """None if no seed has results of both."""
+    seeds = [seed for seed in own.seeds if seed in reference.seeds]
+    if not seeds or own is reference:
+        return None
+    tasks = [task for task in own.expected if task in reference.expected]
+    chosen = draw_seeds(len(seeds), _count_draws(own, seeds, tasks))
+    terms, term_draws = {}, {}
+    for task in tasks:
+        pairs = [(own.scores[seed][task], reference.scores[seed][task]) for seed in seeds]
+        each = [find_delta(one, other) for one, other in pairs]
+        terms[task] = statistics.fmean(each) if None not in each else None
+        term_draws[task] = _average_seeds([_find_delta_draws(one, other) for one, other in pairs], chosen)
+    # one constant for both, so that skills can be compared
+    constants = {task: reference.scores[seeds[0]][task] for task in tasks}
+    skills = [[_find_skills(arm.scores[seed], constants) for seed in seeds] for arm in (own, reference)]
+    means = [[average_skills(each.values()) for each in part] for part in skills]
+    drawn = [[_find_skill_draws(arm.scores[seed], constants) for seed in seeds] for arm in (own, reference)]
+    differences = [None if one is None or other is None else one - other for one, other in zip(*drawn, strict=True)]
+    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in product(*means)]
+    return Against(
+        own.name, reference.name, seeds, terms,
+        {task: _interval(draws) for task, draws in term_draws.items()},
+        _mean(list(terms.values())), _interval(_mean_draws(list(term_draws.values()))),
+        {left_out: _mean([term for task, term in terms.items() if task != left_out]) for left_out in tasks}
+        if len(tasks) > 1 else {},
+        statistics.fmean(a - b for a, b in zip(*means, strict=True)),
+        _interval(_average_seeds(differences, chosen)),
+        statistics.fmean(wins) if len(seeds) > 1 else None,
+    )  # fmt: skip
+
+
+def measure_recovery(own: ArmResults, start: ArmResults, goal: ArmResults) -> float | None:
+    """How much of the way from one arm to another a third has come, by Delta-m over the start, on the seeds that all
+    three have; None where there is no way."""
+    way, come = compare_arms(goal, start), compare_arms(own, start)
+    if way is None or come is None:
+        return None
+    seeds = set(way.seeds) & set(come.seeds)
+    parts = []
+    for arm in (own, goal):
+        terms = [
+            find_delta(arm.scores[seed][task], start.scores[seed][task]) for seed in seeds for task in arm.expected
+        ]
+        parts.append(_mean(terms))
+    return parts[0] / parts[1] if None not in parts and parts[1] and parts[1] > 0 else None
+
+
+def draw_seeds(count: int, draws: int) -> np.ndarray:
+    """Which seeds count in each draw: as many as there are, with replacement."""
+    return np.random.default_rng(SEED).integers(0, count, (draws, count))
+
+
+def _count_draws(own: ArmResults, seeds: Sequence[int], tasks: Sequence[str]) -> int:
+    draws = own.scores[seeds[0]][tasks[0]].draws
+    return 0 if draws is None else len(draws)
+
+
+def _find_delta_draws(one: TaskResult, other: TaskResult) -> np.ndarray | None:
+    if one.draws is None or other.draws is None or len(one.draws) != len(other.draws):
+        return None
+    quotient = np.divide(
+        one.draws - other.draws, other.draws, out=np.full_like(one.draws, np.nan), where=other.draws > 0
+    )
+    return one.sign * 100 * quotient
+
+
+def _average_seeds(parts: Sequence[np.ndarray | None], chosen: np.ndarray) -> np.ndarray | None:
+    """In each draw the mean over the seeds that count in it."""
+    if not parts or any(part is None for part in parts):
+        return None
+    stacked = np.stack([part for part in parts if part is not None])
+    return stacked[chosen, np.arange(stacked.shape[1])[:, None]].mean(axis=1)
+
+
+def _find_skills(results: Mapping[str, TaskResult], constants: Mapping[str, TaskResult]) -> dict[str, float | None]:
+    found = {}
+    for task, reference in constants.items():
+        score, constant = results[task].score, reference.constant
+        found[task] = None if score is None or constant is None else results[task].task.skill(score, constant)
+    return found
+
+
+def _find_skill_draws(results: Mapping[str, TaskResult], constants: Mapping[str, TaskResult]) -> np.ndarray | None:
+    parts = []
+    for task, reference in constants.items():
+        own, constant = results[task].draws, reference.constant_draws
+        if own is None:
+            return None
+        if results[task].task.better == "higher":
+            parts.append(own)
+        elif constant is None:
+            return None
+        else:
+            parts.append(np.maximum(1 - own / constant, LEAST_SKILL))
+    return np.mean(parts, axis=0)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return statistics.fmean(values) if values and None not in values else None
+
+
+def _mean_draws(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    return None if not parts or any(part is None for part in parts) else np.mean(parts, axis=0)
+
+
+def _interval(values: np.ndarray | None) -> tuple[float, float] | None:
+    return None if values is None or not len(values) else find_interval(values)

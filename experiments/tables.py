@@ -1,0 +1,116 @@
+"""The tables of a study, as Markdown."""
+
+import statistics
+from collections.abc import Sequence
+
+from experiments.analysis import Against, ArmResults, Study, measure_recovery
+from scoring.compare import DELTA_M
+from scoring.table import layout
+from tasks import TASKS
+
+
+def format_study(study: Study) -> str:
+    """Every arm's scores, then every comparison."""
+    grid = study.grid
+    lines = [f"# {grid.study.title}", ""] if grid.study.title else []
+    lines += [f"Scores on the {study.subset} subset. {DELTA_M}.", ""]
+    lines += ["## Scores", "", *layout(*list_scores(study), markdown=True), ""]
+    for comparison in grid.study.comparisons:
+        found = study.compare(comparison)
+        lines += [f"## {comparison.title}", ""] + ([comparison.about, ""] if comparison.about else [])
+        if not found:
+            lines += ["No results yet.", ""]
+            continue
+        lines += [f"Against {study.arms[comparison.reference].arm.title} (`{comparison.reference}`).", ""]
+        goal = None if comparison.goal is None else study.arms[comparison.goal]
+        lines += [*layout(*list_comparison(study, found, goal), markdown=True), ""]
+    lines += list_notes(study)
+    return "\n".join(lines) + "\n"
+
+
+def list_scores(study: Study) -> tuple[list[str], list[list[str]]]:
+    tasks = study.grid.tasks
+    header = ["arm", "seeds", "labels", *(f"{name} {TASKS[name].primary_metric}" for name in tasks), "images", "TFLOP"]
+    rows = []
+    for own in study.arms.values():
+        numbers = " / ".join(str(own.labels[name]) if name in own.labels else "-" for name in tasks)
+        cells = [show_scores(own.list_scores(name)) if name in own.expected else "" for name in tasks]
+        rows.append(
+            [
+                own.arm.title,
+                show_seeds(own),
+                numbers,
+                *cells,
+                f"{own.work.images}",
+                f"{own.work.total_flops / 1e12:.1f}",
+            ]
+        )
+    return header, rows
+
+
+def show_seeds(own: ArmResults) -> str:
+    """How many seeds have a result of all networks, and what failed."""
+    failed = f", {len(own.failed)} runs failed" if own.failed else ""
+    missing = f" of {len(own.arm.seeds)}" if own.missing else ""
+    return f"{len(own.seeds)}{missing}{failed}"
+
+
+def show_scores(scores: Sequence[float]) -> str:
+    """The mean, and the standard deviation between seeds (n - 1)."""
+    if not scores:
+        return "-"
+    spread = f" ± {statistics.stdev(scores):.2g}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.4g}{spread}"
+
+
+def list_comparison(
+    study: Study, found: Sequence[Against], goal: ArmResults | None
+) -> tuple[list[str], list[list[str]]]:
+    tasks = [name for name in study.grid.tasks if any(name in each.terms for each in found)]
+    left_out = "detection" if "detection" in tasks and len(tasks) > 1 else None
+    header = ["arm", "seeds", *(f"{name} %" for name in tasks), "Delta-m %", "95 % interval"]
+    header += [f"without {left_out} %"] * bool(left_out) + ["skill", "95 % interval", "P(A > B)"]
+    header += ["of the way"] * (goal is not None)
+    rows = []
+    for each in found:
+        row = [study.arms[each.arm].arm.title, f"{len(each.seeds)}"]
+        row += [show_signed(each.terms[name]) if name in each.terms else "" for name in tasks]
+        row += [show_signed(each.delta_m), show_range(each.interval)]
+        row += [show_signed(each.without.get(left_out))] if left_out else []
+        row += [show_signed(each.skill, 3), show_range(each.skill_interval, 3)]
+        row += ["-" if each.probability is None else f"{each.probability:.2f}"]
+        if goal is not None:
+            share = measure_recovery(study.arms[each.arm], study.arms[each.reference], goal)
+            row.append("-" if share is None else f"{share:.0%}")
+        rows.append(row)
+    return header, rows
+
+
+def show_signed(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:+.{digits}f}"
+
+
+def show_range(interval: tuple[float, float] | None, digits: int = 1) -> str:
+    return "-" if interval is None else f"{interval[0]:+.{digits}f} .. {interval[1]:+.{digits}f}"
+
+
+def list_notes(study: Study) -> list[str]:
+    """Which runs failed or are missing, and where the others were made."""
+    failed = [name for own in study.arms.values() for name in own.failed]
+    missing = [name for own in study.arms.values() for name in own.missing]
+    lines = [
+        "Intervals: 95 %, from resampling scenes, in them blocks of 5 s or more, and the seeds, in pairs; one seed "
+        "alone is not resampled, so its interval is that of the frames. Images and TFLOP: of one seed, all networks of "
+        "the arm in training, with those of the teachers and of their pseudo-labels.",
+        "",
+    ]
+    if failed:
+        lines += [f"Failed: {', '.join(failed)}.", ""]
+    if missing:
+        lines += [f"Not trained yet: {len(missing)} runs, such as {missing[0]}.", ""]
+    made = [
+        f"{each['device']}, {each['cores']} cores, Python {each['python']}, PyTorch {each['packages']['torch']}, "
+        f"commit {(each['git']['commit'] or 'unknown')[:10]}"
+        for each in study.machines
+    ]
+    return [*lines, f"Made on: {'; '.join(made)}."] if made else lines
