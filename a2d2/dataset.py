@@ -410,7 +410,9 @@ class FrameDataset(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, key: int | tuple[int, int, tuple[str, ...]]) -> dict[str, Any]:
+    def __getitem__(
+        self, key: int | tuple[int, int, tuple[str, ...]] | tuple[int, int, tuple[str, ...], tuple[str, ...]]
+    ) -> dict[str, Any]:
         index, seed, names, *learning = key if isinstance(key, tuple) else (key, None, tuple(self.tasks))
         frame = self.frames[index]
         root = self.roots[frame.root]

@@ -38,12 +38,17 @@ CASES = {
     "unlike tasks": ["data.labels=one_at_a_time", "tasks.steering=null", "tasks.depth=null"],
     "late and early": ["tasks.depth.train={from_step: 7}", "tasks.detection.train={until_step: 12}"],
     "measured": ["balancing.measure_every=5"],
+    "mean teacher": [
+        "data.labels=one_task", "train.mean_teacher={ramp_steps: 5, from_step: 3, true_labels_only_from: 15}",
+        "balancing.method=imtlg", "tasks.segmentation.pseudo.threshold=0.0", "tasks.depth.pseudo.threshold=1000",
+        "data.augment={cutouts: 2, blur: 0.5, color: 0.3}",
+    ],
     "validated": ["data.split=by_scene", "evaluate.micro_batch=1", "train.evaluate_every=10"],
 } | {
     method: [f"balancing.method={method}", "data.labels=one_task", "balancing.normalise=running"]
     for method in ("famo", *GRADIENT_METHODS)
     if method not in EXTRAS
-}
+}  # fmt: skip
 VALIDATED = ["data.split=by_scene", "evaluate.micro_batch=1", "train.evaluate_every=2"]
 FAST = [
     "data.split=all",

@@ -1,0 +1,430 @@
+"""What teachers say: blended, kept as files, learned where there is no true label, and never learned where there is."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from derived_root import SIZE, write_root
+from tiny_run import are_same_weights, make_run, read_log, run_train, stop_at_check, write_config
+from torch.utils._pytree import tree_map
+
+import pseudo_label
+import train
+from a2d2.dataset import Augmentation, Geometry
+from a2d2.frames import Frame, list_frames
+from a2d2.images import read_json, write_json
+from models.heads import DetectionOutput, count_cells
+from tasks import TASKS
+from tasks.options import OPTIONS, DetectionOptions
+from tasks.soft_boxes import LogitCounts, blend_outputs, calibrate_probabilities, find_mirror_order, place_locations
+from training.checkpoint import load_weights
+from training.config import ConfigError, load_config
+
+HEAD = {"reads": ("neck.8", "neck.16", "neck.32"), "width": 32, "layers": 1}
+STRIDES, (WIDTH, HEIGHT) = (8, 16, 32), SIZE
+LOCATIONS = sum(int(np.prod(count_cells((HEIGHT, WIDTH), stride))) for stride in STRIDES)
+ALL = "{one_task: [segmentation, depth, detection, steering]}"
+SURE = [
+    "tasks.segmentation.pseudo.threshold=0.0",
+    "tasks.depth.pseudo.threshold=1000",
+    "tasks.steering.pseudo.threshold=1000",
+]
+
+
+def make_task(name, **options):
+    if name == "detection":
+        options["head"] = HEAD
+    statistics = {"steering": {"scale_deg": 20.0, "constant": 0.0}, "depth": {"constant": 10.0}}
+    return TASKS[name](OPTIONS[name](**options), statistics.get(name))
+
+
+def make_output(name, seed=0, batch=2):
+    """An output of the task's head on a batch, as a tensor or as DetectionOutput."""
+    torch.manual_seed(seed)
+    if name == "segmentation":
+        return torch.randn(batch, 19, HEIGHT, WIDTH) * 3
+    if name == "depth":
+        return torch.rand(batch, HEIGHT, WIDTH) + 2
+    if name == "steering":
+        return torch.randn(batch, 1)
+    return DetectionOutput(
+        torch.randn(batch, LOCATIONS, 5), torch.rand(batch, LOCATIONS, 4) * 20 + 1, torch.randn(batch, LOCATIONS),
+        STRIDES, (HEIGHT, WIDTH),
+    )  # fmt: skip
+
+
+def mirror(name, output):
+    """The output that a network without any preference for a side gives on the mirror image."""
+    if name == "steering":
+        return -output
+    if name != "detection":
+        return output.flip(-1)
+    order = torch.from_numpy(find_mirror_order((HEIGHT, WIDTH), STRIDES))
+    return output._replace(
+        classes=output.classes[:, order], boxes=output.boxes[:, order][..., [2, 1, 0, 3]],
+        centreness=output.centreness[:, order],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_mirror_image_that_says_the_same_changes_nothing(name):
+    task, output = make_task(name), make_output(name)
+    alone = task.blend([(output, False)], SIZE)
+    both = task.blend([(output, False), (mirror(name, output), True)], SIZE)
+    for key, value in alone.items():
+        assert torch.allclose(value.double(), both[key].double(), atol=1e-5), key
+    assert "spread" not in both or both["spread"].max() < 1e-3
+    other = task.blend([(output, False), (output, True)], SIZE)
+    assert any(not torch.allclose(value.double(), other[key].double()) for key, value in alone.items())
+
+
+def test_disagreement_is_in_metres_and_degrees_and_never_relative_to_the_image():
+    near, far = torch.full((1, 4, 4), 2.0).log(), torch.full((1, 4, 4), 5.0).log()
+    said = make_task("depth").blend([(near, False), (far, True)], (4, 4))
+    assert torch.allclose(said["spread"], torch.tensor(3.0)) and torch.allclose(
+        said["metres"], torch.tensor(10.0).sqrt()
+    )
+    angles = make_task("steering").blend([(torch.tensor([[1.0]]), False), (torch.tensor([[0.5]]), True)], (4, 4))
+    assert angles["spread"].tolist() == [30.0] and angles["angles"].tolist() == [[5.0]]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_files_keep_what_was_said(name, tmp_path):
+    task, output = make_task(name), make_output(name)
+    said = task.blend([(output, False)], SIZE)
+    frame = Frame("20180101_000000", "front_center", "000000001", tmp_path)
+    for kind, content in task.encode_soft(said, 1, SIZE).items():
+        frame.path(kind).parent.mkdir(parents=True, exist_ok=True)
+        frame.path(kind).write_bytes(content)
+    found = task.load_soft(frame, task.describe_soft_files(SIZE), SIZE)
+    target = task.transform_soft(found, Geometry.identity(SIZE))
+    online = task.prepare_soft(tree_map(lambda leaf: leaf[1:2], said))
+    tolerance = {"metres": 1 / 256, "spread": 1 / 256, "scores": 0.011, "centreness": 0.5, "boxes": 30.0}
+    for key, value in online.items():
+        assert (value[0].double() - target[key].double()).abs().max() <= tolerance.get(key, 1e-4), key
+    if name == "detection":  # locations that are not stored say nothing
+        kept = said["scores"][1].amax(dim=1) >= 0.01
+        assert torch.allclose(target["boxes"][kept], said["boxes"][1][kept])
+        assert (target["scores"][~kept] == 0).all()
+    again = Frame("20180101_000000", "front_center", "000000002", tmp_path)
+    assert task.load_soft(again, task.describe_soft_files(SIZE), SIZE) is None
+
+
+@pytest.mark.parametrize("name", ["segmentation", "depth", "steering"])
+def test_a_sure_teacher_is_learned_like_a_label(name):
+    """And one that is not sure enough is not learned at all."""
+    task = make_task(name)
+    output = make_output(name, seed=1).requires_grad_()
+    label = {
+        "segmentation": torch.randint(0, 19, (2, HEIGHT, WIDTH), dtype=torch.uint8),
+        "depth": torch.rand(2, HEIGHT, WIDTH) * 50 + 3,
+        "steering": torch.randn(2, 1) * 30,
+    }[name]
+    keys = {"segmentation": ("classes", "probability", 1.0, 0.0), "depth": ("metres", "spread", 0.0, 9.0),
+            "steering": ("angles", "spread", 0.0, 99.0)}[name]  # fmt: skip
+    shape = label.shape[:1] if name == "steering" else label.shape
+    sure = {keys[0]: label, keys[1]: torch.full(shape, keys[2])}
+    assert torch.allclose(task.soft_loss(output, sure), task.loss(output, label), rtol=1e-5)
+    assert torch.equal(task.count_soft(sure), task.count(label).double())
+    unsure = sure | {keys[1]: torch.full(shape, keys[3])}
+    assert task.soft_loss(output, unsure) == 0
+    assert torch.equal(task.count_soft(unsure), task.count_soft(sure))
+
+
+def test_dense_soft_targets_pull_towards_what_the_teacher_said():
+    """Descending the loss, the student comes to say what the teacher says where that was sure, and background else."""
+    task = make_task("detection", pseudo={"learned_share": 0.1})
+    teacher = make_output("detection", batch=1)
+    target = task.prepare_soft(task.blend([(teacher, False)], SIZE))
+    logits = torch.zeros(1, LOCATIONS, 5, requires_grad=True)
+    sides = torch.full((1, LOCATIONS, 4), 3.0, requires_grad=True)
+    middle = torch.zeros(1, LOCATIONS, requires_grad=True)
+    optimizer = torch.optim.Adam([logits, sides, middle], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        output = DetectionOutput(logits, sides.exp(), middle, STRIDES, (HEIGHT, WIDTH))
+        task.soft_loss(output, target).backward()
+        optimizer.step()
+    learned = target["scores"].amax(dim=2) >= target["scores"].amax(dim=2).topk(round(0.1 * LOCATIONS)).values[:, -1:]
+    assert (logits.sigmoid() - target["scores"])[learned].abs().max() < 0.1
+    assert logits.sigmoid()[~learned].max() < 0.25
+    assert (sides.exp() / target["boxes"]).log()[learned].abs().median() < 0.1
+    assert 0 < learned.sum() <= round(0.1 * LOCATIONS) + 1
+
+
+def store(said):
+    names = ("scores", "boxes", "centreness")
+    return {"index": np.arange(LOCATIONS)} | {name: said[name][0].numpy() for name in names}
+
+
+def place(said, geometry):
+    return place_locations(store(said), SIZE, STRIDES, geometry, 5)
+
+
+def test_locations_move_with_the_picture():
+    said = blend_outputs([(make_output("detection", batch=1), False)])
+    whole = Geometry.identity(SIZE)
+    same = place(said, whole)
+    assert all(torch.allclose(same[name], said[name][0]) for name in ("scores", "boxes", "centreness"))
+    assert not same["hidden"].any()
+    flipped = place(said, Geometry(SIZE, (0, 0, *SIZE), SIZE, flip=True))
+    order = find_mirror_order((HEIGHT, WIDTH), STRIDES)
+    assert torch.equal(flipped["scores"], said["scores"][0][order]) and not flipped["hidden"].any()
+    assert torch.allclose(flipped["boxes"], said["boxes"][0][order][:, [2, 1, 0, 3]])
+    hidden = place(said, Geometry(SIZE, (0, 0, *SIZE), SIZE, holes=((0.0, 0.0, 0.5, 1.0),)))["hidden"]
+    assert hidden.float().mean() == pytest.approx(0.5)
+
+
+def test_a_zoomed_box_is_where_the_zoomed_label_is():
+    """A teacher that says one box at the location in its middle; the cells between stretched ones are no background."""
+    centre = 5 * 8 + 2  # row 5, column 2 at stride 8: its middle is (20, 44)
+    scores = torch.zeros(1, LOCATIONS, 5)
+    scores[0, centre, 1] = 0.9
+    boxes = torch.full((1, LOCATIONS, 4), 10.0)
+    said = {"scores": scores, "boxes": boxes, "centreness": torch.ones(1, LOCATIONS)}
+    geometry = Geometry(SIZE, (0, 16, 48, 48), SIZE)
+    target = place(said, geometry)
+    (row,) = target["scores"].amax(dim=1).nonzero()[:, 0].tolist()
+    x, y = (row % 8 + 0.5) * 8, (row // 8 + 0.5) * 8
+    left, top, right, bottom = target["boxes"][row].tolist()
+    expected = geometry.map_boxes(np.array([[10.0, 34.0, 30.0, 54.0]]))[0]
+    assert [x - left, y - top, x + right, y + bottom] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert target["hidden"].any() and not target["hidden"][row]
+
+
+def test_scores_are_calibrated_by_a_line_that_keeps_their_order():
+    rng = np.random.default_rng(0)
+    honest = rng.beta(0.5, 3, 40000)
+    right = rng.random(40000) < honest
+    shown = 1 / (1 + np.exp(-(0.5 * np.log(honest / (1 - honest)) - 1)))  # too small, and too alike
+    counts = LogitCounts()
+    counts.add(shown, right)
+    line = counts.fit()
+    assert line == pytest.approx((2.0, 2.0), abs=0.1)
+    moved = calibrate_probabilities(torch.from_numpy(shown), line).numpy()
+    for low in (0.05, 0.2, 0.5):
+        some = (moved >= low) & (moved < low + 0.1)
+        assert right[some].mean() == pytest.approx(moved[some].mean(), abs=0.02)
+    assert (np.diff(moved[np.argsort(shown)]) >= 0).all()
+    nothing = LogitCounts()
+    nothing.add(shown, np.zeros(40000, dtype=bool))
+    assert nothing.fit() == (1.0, 0.0)
+
+
+def test_boxes_that_a_teacher_is_not_sure_of_are_neither_object_nor_background():
+    task = make_task("detection", pseudo={"targets": "boxes", "threshold": 0.5, "ignored_from": 0.2})
+    found = {"boxes": torch.tensor([[4.0, 4, 30, 30], [34, 4, 60, 30], [4, 34, 30, 60]]),
+             "labels": torch.tensor([1, 0, 2]), "scores": torch.tensor([0.8, 0.3, 0.1])}  # fmt: skip
+    target = task.transform_soft(task._choose_boxes(found), Geometry.identity(SIZE))
+    assert target["classes"][:3].tolist() == [1, -2, -1] or target["classes"][:3].tolist() == [-2, 1, -1]
+    assert task.count_soft({key: value[None] for key, value in target.items()}) > 0
+
+
+# ---------------------------------------------------------------- from teachers to a student
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The hand-made dataset four times, so that training has labels of all tasks to deal."""
+    folder = tmp_path_factory.mktemp("set")
+    root = folder / "root"
+    for frame in write_root(root):
+        for year in ("2019", "2020", "2021"):
+            copy = Frame(year + frame.scene[4:], frame.view, frame.id, root)
+            for kind in ("image", "segmentation", "depth", "boxes", "steering"):
+                if frame.path(kind).is_file():
+                    copy.path(kind).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(frame.path(kind), copy.path(kind))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teachers(folder):
+    """Of each task one that was trained on its share of the labels."""
+    made = {}
+    for name in TASKS:
+        others = [f"tasks.{other}=null" for other in TASKS if other != name]
+        head = ["tasks.detection.head={reads: [neck.8, neck.16], width: 32, layers: 1}"] * (name == "detection")
+        options = [*others, *head, f"data.labels={ALL}", "train.steps=2", "train.evaluate_every=2"]
+        made[name] = make_run(folder, *options, name=f"teacher_{name}")
+    return made
+
+
+def call(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["pseudo_label.py", *map(str, arguments), "--workers", "0"])
+        return pseudo_label.main()
+
+
+@pytest.fixture(scope="module")
+def labels(folder, teachers):
+    assert call(*teachers.values(), "--out", folder / "pseudo") == 0
+    return folder / "pseudo"
+
+
+def list_student_options(labels, *more):
+    head = "tasks.detection.head={reads: [neck.8, neck.16], width: 32, layers: 1}"
+    return [f"data.labels={ALL}", f"data.pseudo.roots=[{labels}]", head, *SURE, *more]
+
+
+def test_only_training_frames_get_pseudo_labels(labels, teachers):
+    record = json.loads((teachers["depth"] / "record.json").read_text())
+    trained = {f"{group}/{each}" for group, members in record["subsets"]["train"].items() for each in members}
+    assert {str(frame) for frame in list_frames(labels, "depth")} == trained and trained
+    header = read_json(labels / "dataset.json")["predictions"]
+    assert [each["run"] for each in header["teachers"]] == [path.name for path in teachers.values()]
+    assert all(len(each["weights"]) == 64 for each in header["teachers"])
+
+
+def test_teachers_of_other_training_frames_are_refused(folder, teachers, tmp_path, capsys):
+    other = make_run(folder, "data.split_seed=3", "tasks.depth=null", "tasks.segmentation=null", "tasks.detection=null",
+                     "train.steps=1", name="other")  # fmt: skip
+    assert call(teachers["depth"], other, "--out", tmp_path / "out") == 1
+    assert "must have the same training frames" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_learns_from_teachers_only_where_no_true_label_is_used(folder, labels):
+    config = load_config(write_config(folder / "s.yaml", folder / "root"), list_student_options(labels), OPTIONS)
+    setup = train.prepare(config)
+    for name, frames in setup.teachers.frames.items():
+        used = {setup.frames[index] for index in setup.assignment[name]}
+        assert used and not used & set(frames)
+        assert used | set(frames) == set(setup.frames)
+    for batch in next(train.load_cycles(setup, 0)):
+        for name, rows in batch["soft_rows"].items():
+            assert not set(rows.tolist()) & set(batch["rows"].get(name, torch.tensor([])).tolist())
+            drawn = {batch["frame"][row] for row in rows.tolist()}
+            assert drawn <= {str(frame) for frame in setup.teachers.frames[name]}
+
+
+def test_frames_that_no_stream_draws_have_one_of_their_own(folder, labels):
+    """Self-training of one task: it sees the frames of the others' labels with pseudo-labels alone."""
+    options = list_student_options(labels, "tasks.depth=null", "tasks.segmentation=null", "tasks.detection=null")
+    options = [each for each in options if "tasks.detection.head" not in each and "tasks.depth.pseudo" not in each
+               and "tasks.segmentation.pseudo" not in each]  # fmt: skip
+    config = load_config(
+        write_config(folder / "s.yaml", folder / "root"), [*options, "data.pseudo.micro_batch=3"], OPTIONS
+    )
+    setup = train.prepare(config)
+    own, others = next(train.load_cycles(setup, 0))
+    assert "steering" in own["rows"] and not others["rows"]
+    assert len(others["image"]) == 3 and others["soft_rows"]["steering"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["files", "mean teacher"])
+def test_a_student_that_was_stopped_goes_on_as_if_it_had_not_been(folder, labels, tmp_path, kind):
+    options = list_student_options(labels, "data.augment={scale: [1.0, 1.3], cutouts: 2, blur: 0.5}")
+    if kind == "mean teacher":
+        options = [each for each in options if "data.pseudo.roots" not in each] + ["train.mean_teacher={ramp_steps: 2}"]
+    config = write_config(folder / "s.yaml", folder / "root")
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "whole", *options) == 0
+        with pytest.MonkeyPatch.context() as inner:
+            stop_at_check(inner, 4)
+            assert run_train(inner, config, tmp_path / "run", *options) == 75
+        assert run_train(patch, config, tmp_path / "run", *options, "--resume") == 0
+    assert are_same_weights(tmp_path / "run", tmp_path / "whole")
+    log = read_log(tmp_path / "run")
+    assert log == read_log(tmp_path / "whole")
+    assert any(f"loss/{name}/pseudo" in line for line in log for name in TASKS)
+    with pytest.MonkeyPatch.context() as patch:
+        without = [each for each in options if "pseudo.roots" not in each and "mean_teacher" not in each]
+        assert run_train(patch, config, tmp_path / "without", *without) == 0
+    ours, theirs = (load_weights(tmp_path / each / "best.safetensors")[0] for each in ("without", "whole"))
+    assert not all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_pseudo_labels_that_changed_or_do_not_fit_are_refused(folder, labels, teachers, tmp_path, capsys):
+    config = write_config(folder / "s.yaml", folder / "root")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at_check(patch, 2)
+        assert run_train(patch, config, tmp_path / "run", *list_student_options(labels)) == 75
+    header = read_json(labels / "dataset.json")
+    header["predictions"]["step"] = 99
+    try:
+        write_json(labels / "dataset.json", header)
+        with pytest.MonkeyPatch.context() as patch:
+            assert run_train(patch, config, tmp_path / "run", *list_student_options(labels), "--resume") == 1
+    finally:
+        header["predictions"]["step"] = 2
+        write_json(labels / "dataset.json", header)
+    assert "are not those this run started with" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        wide = "tasks.detection.head={reads: [neck.8, neck.16, neck.32], width: 32, layers: 1}"
+        assert run_train(patch, config, tmp_path / "b", *list_student_options(labels, wide)) == 1
+        assert "strides" in capsys.readouterr().err
+        boxes = "tasks.detection.pseudo.targets=boxes"
+        assert (
+            run_train(patch, config, tmp_path / "c", *list_student_options(labels, wide, boxes, "train.steps=1")) == 0
+        )
+        assert run_train(patch, config, tmp_path / "d", *list_student_options(folder / "root")) == 1
+        assert "make them with pseudo_label.py" in capsys.readouterr().err
+
+
+def test_frames_that_a_teacher_was_trained_on_are_never_scored(folder, labels, tmp_path, capsys):
+    """A student with another split would else be validated on what its teachers have seen."""
+    config = write_config(folder / "s.yaml", folder / "root")
+    loaded = load_config(config, list_student_options(labels, "data.split_seed=3"), OPTIONS)
+    setup = train.prepare(loaded)
+    trained = {str(frame) for frame in list_frames(labels, "depth")}
+    assert not trained & {str(frame) for frame in setup.data.subsets["val"] + setup.data.subsets["test"]}
+    assert "are left out" in "".join(capsys.readouterr())
+
+
+def test_held_out_labels_calibrate_and_are_never_trained_on(folder, teachers, tmp_path, capsys):
+    options = ["data.labels=as_is", "data.hold_out={detection: 0.5}", "train.steps=2", "data.split=all",
+               "tasks.detection.head={reads: [neck.8, neck.16], width: 32, layers: 1}"]  # fmt: skip
+    run = make_run(folder, *options, name="held")
+    content = json.loads((run / "assignment.json").read_text())
+    kept, held = ({f"{group}/{each}" for group, members in content[part]["detection"].items() for each in members}
+                  for part in ("labels", "held_out"))  # fmt: skip
+    assert kept and held and not kept & held
+    assert not {name.split("/")[0] for name in kept} & {name.split("/")[0] for name in held}
+    setup = train.prepare(load_config(write_config(folder / "s.yaml", folder / "root"), options, OPTIONS))
+    drawn = {
+        batch["frame"][row]
+        for cycle, _ in zip(train.load_cycles(setup, 0), range(2), strict=False)
+        for batch in cycle
+        for row in batch["rows"].get("detection", torch.tensor([])).tolist()
+    }
+    assert drawn and not drawn & held
+    assert call(teachers["detection"], "--calibrate", run, "--out", tmp_path / "out") == 0
+    line = read_json(tmp_path / "out" / "dataset.json")["predictions"]["calibration"]["detection"]
+    assert line["labels"] == len(held) and len(line["dense"]) == len(line["boxes"]) == 2
+    assert call(teachers["detection"], "--calibrate", teachers["detection"], "--out", tmp_path / "other") == 2
+    assert "has held out no label" in capsys.readouterr().err
+
+
+def test_a_task_alone_has_the_labels_that_it_has_among_others(folder):
+    config = write_config(folder / "s.yaml", folder / "root")
+    together = train.prepare(load_config(config, [f"data.labels={ALL}"], OPTIONS))
+    for name in TASKS:
+        others = [f"tasks.{other}=null" for other in TASKS if other != name]
+        alone = train.prepare(load_config(config, [f"data.labels={ALL}", *others], OPTIONS))
+        assert alone.assignment[name] == together.assignment[name]
+        assert len(alone.assignment[name]) < len(alone.labels[name] & set(alone.frames)) or name == "steering"
+        with pytest.raises(ConfigError, match="would keep every label"):
+            load_config(config, ["data.labels=one_task", *others], OPTIONS)
+
+
+def test_augmentations_hide_the_same_of_picture_and_labels():
+    rng = random.Random(1)
+    geometry = Augmentation(cutouts=3).cut_out(Geometry.identity(SIZE), rng)
+    while not geometry.holes:
+        geometry = Augmentation(cutouts=3).cut_out(Geometry.identity(SIZE), rng)
+    image = geometry.transform_image(torch.full((3, HEIGHT, WIDTH), 7, dtype=torch.uint8))
+    hidden = (image[0] != 7).numpy()
+    assert 0 < hidden.mean() < 1
+    assert np.array_equal(geometry.hide(np.ones((HEIGHT, WIDTH)), 0) == 0, hidden)
+    inside = np.array(
+        [[value * side for value, side in zip(hole, (*SIZE, *SIZE), strict=True)] for hole in geometry.holes]
+    )
+    assert geometry.measure_hidden(inside) == pytest.approx(1.0)
+    task = TASKS["detection"](DetectionOptions(min_size=1.0))
+    label = [{"box": inside[0].tolist(), "class": "Car", "visible": 1.0}]
+    assert task.transform(label, geometry)["classes"][0] == -2
+    assert task.transform(label, Geometry.identity(SIZE))["classes"][0] == 0
