@@ -1,0 +1,314 @@
+"""Anyone's pictures and labels become a dataset that trains, and nothing in them is taken for something else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from derived_root import SIZE, write_root
+from PIL import Image
+from tiny_run import make_run, run_train, write_config
+
+import evaluate
+import train
+from a2d2.dataset import DatasetError, FrameDataset, index_roots, read_dataset
+from a2d2.frames import list_frames, parse_frame
+from a2d2.images import encode_png, read_image, read_json, write_bytes
+from a2d2.imported import ImportFilesError, find_key, list_files, name_scenes, read_angles, read_class_list, read_coco
+from a2d2.splits import read_listed, split_frames
+from tasks import TASKS
+from tasks.options import OPTIONS
+from training.checkpoint import load_weights
+from training.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ["road", "car", "sky"]
+WIDTH, HEIGHT = SIZE
+
+
+def call(*arguments):
+    command = [sys.executable, str(ROOT / "preprocessing/import_data.py"), *map(str, arguments), "--threads", "1"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def write_pictures(folder, drives=4, each=2, suffix="_image"):
+    """Pictures in a folder for each drive, with masks of ids, COCO's boxes, depth and angles for some of them."""
+    images, annotations, angles = [], [], ["picture,angle_deg"]
+    for number in range(drives * each):
+        rng = np.random.default_rng(number)
+        place = f"drive {number // each}/frame{number}"
+        picture = rng.integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        write_bytes(folder / "images" / f"{place}{suffix}.png", encode_png(picture))
+        if number % 4 != 3:
+            mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+            mask[10:40, 8:30] = 1
+            mask[:5] = 2
+            mask[60:] = 9
+            (folder / "masks" / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(folder / "masks" / f"{place}_label.png")
+        images.append({"id": 100 + number, "file_name": f"{place}{suffix}.png", "width": WIDTH, "height": HEIGHT})
+        annotations.append({"id": number, "image_id": 100 + number, "category_id": 7, "bbox": [8, 10, 22, 30]})
+        angles.append(f"{place}{suffix}.png,{number * 1.5 - 3}")
+        depth = np.zeros((HEIGHT, WIDTH), np.uint16)
+        depth[20:40:3, 10:50:4] = 256 * (5 + number)
+        write_bytes(folder / "depth" / f"{place}.png", encode_png(depth))
+    annotations[0]["bbox"] = [50, 50, 30, 30]
+    annotations[1]["iscrowd"] = 1
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "car"}]}
+    (folder / "boxes.json").write_text(json.dumps(content))
+    (folder / "angles.csv").write_text("\n".join(angles))
+    (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": NAMES}))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("imported") / "root"
+    result = call(
+        "--images", source / "images", "--masks", source / "masks", "--classes", source / "classes.yaml", "--boxes",
+        source / "boxes.json", "--depth", source / "depth", "--angles", source / "angles.csv", "--out", out,
+        "--format", "png",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "8 pictures in 4 scenes at 64x64; labels: segmentation 6, depth 8, boxes 8, steering 8" in result.stdout
+    assert f"{6 * 4 * WIDTH} pixels of id 9 are in no class" in result.stdout
+    return out
+
+
+def test_every_label_is_where_it_belongs(source, root):
+    frames = list_frames(root, "image_lossless")
+    listed = read_json(root / "pictures.json")
+    assert len(frames) == len(listed) == 8 and {frame.scene for frame in frames} == {f"drive_{n}" for n in range(4)}
+    tasks = {
+        "segmentation": TASKS["segmentation"](OPTIONS["segmentation"](classes=dict.fromkeys(NAMES, (0, 0, 9)))),
+        "depth": TASKS["depth"](),
+        "detection": TASKS["detection"](OPTIONS["detection"](classes=["car"], min_size=1)),
+        "steering": TASKS["steering"](),
+    }
+    for frame in frames:
+        key = listed[str(frame)]
+        number = int(key.rpartition("frame")[2])
+        assert np.array_equal(read_image(frame.path("image_lossless")), read_image(source / f"images/{key}_image.png"))
+        labels = {name: task.load(frame) for name, task in tasks.items()}
+        assert (labels["segmentation"] is None) == (number % 4 == 3)
+        if number % 4 != 3:
+            mask = labels["segmentation"]
+            assert mask[20, 20] == 1 and mask[2, 2] == 2 and mask[50, 50] == 0 and (mask[60:] == 255).all()
+        assert labels["depth"].max() == 5 + number
+        assert labels["steering"].tolist() == [number * 1.5 - 3]
+        (box,) = labels["detection"]
+        assert box["box"] == ([50, 50, 64, 64] if number == 0 else [8, 10, 30, 40])
+        assert box["visible"] == pytest.approx(14 * 14 / 900 if number == 0 else 1.0, abs=1e-4)
+        assert box["class"] == ("crowd" if number == 1 else "car")
+
+
+def test_the_same_command_goes_on_and_takes_in_what_is_new(tmp_path):
+    write_pictures(tmp_path, drives=2)
+    arguments = ["--images", tmp_path / "images", "--out", tmp_path / "out"]
+    assert call(*arguments).returncode == 0
+    before = read_json(tmp_path / "out/pictures.json")
+    extra = tmp_path / "images/drive 0/a_new_one.png"
+    write_bytes(extra, encode_png(np.full((HEIGHT, WIDTH, 3), 9, np.uint8)))
+    (tmp_path / "images/drive 1/broken.png").write_bytes(b"\x89PNG nothing")
+    write_bytes(tmp_path / "images/drive 1/wide.png", encode_png(np.full((HEIGHT, 2 * WIDTH, 3), 9, np.uint8)))
+    result = call(*arguments)
+    assert result.returncode == 3 and "1 done, 4 skipped, 2 failed" in result.stdout
+    after = read_json(tmp_path / "out/pictures.json")
+    assert before.items() <= after.items() and len(after) == 7
+    failed = read_json(tmp_path / "out/reports/import.json")["failed"]
+    assert [each["picture"] for each in failed] == ["drive 1/broken", "drive 1/wide"]
+    assert "which is not the shape of 64x64" in failed[1]["reason"]
+    assert len(list_frames(tmp_path / "out", "image")) == 5
+    masks = ["--masks", tmp_path / "masks", "--classes", tmp_path / "classes.yaml"]
+    assert "5 done" not in call(*arguments, *masks, "--size", "32x32").stdout
+    assert "holds another dataset: size is [64, 64], now [32, 32]" in call(*arguments, "--size", "32x32").stderr
+
+
+def test_colours_are_looked_up_exactly(tmp_path):
+    write_pictures(tmp_path, drives=1)
+    for path in (tmp_path / "masks").rglob("*.png"):
+        colours = np.full((HEIGHT, WIDTH, 3), (10, 20, 30), np.uint8)
+        colours[:8] = (10, 20, 31)
+        write_bytes(path, encode_png(colours))
+    (tmp_path / "classes.yaml").write_text("classes: {grass: [10, 20, 30], wall: [1, 2, 3]}")
+    arguments = ["--images", tmp_path / "images", "--masks", tmp_path / "masks", "--classes", tmp_path / "classes.yaml"]
+    result = call(*arguments, "--out", tmp_path / "out")
+    assert result.returncode == 0 and f"{2 * 8 * WIDTH} pixels of colour #0a141f are in no class" in result.stdout
+    (first, *_) = list_frames(tmp_path / "out", "segmentation")
+    mask = np.load(first.path("segmentation"))
+    assert (mask[:8] == 255).all() and (mask[8:] == 0).all()
+    (tmp_path / "classes.yaml").write_text("classes: [grass, wall]")
+    result = call(*arguments, "--out", tmp_path / "ids")
+    assert result.returncode == 3 and "has colours, and the classes are given as ids" in result.stderr
+
+
+def test_mistakes_are_named_before_anything_is_written(source, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    images = ["--images", source / "images"]
+    cases = {
+        "there is no folder": ["--images", tmp_path / "nothing"],
+        "go together": [*images, "--masks", source / "masks"],
+        "has the name of a picture": [*images, "--depth", source / "images", "--masks", tmp_path, "--classes",
+                                      source / "classes.yaml"],
+        "is no regular expression": [*images, "--group-by", "("],
+        "does not match": [*images, "--group-by", "city"],
+        "none of its": [*images, "--angles", tmp_path / "other.csv"],
+    }  # fmt: skip
+    (tmp_path / "other.csv").write_text("picture,angle_deg\nx.png,3\n")
+    for message, arguments in cases.items():
+        result = call(*arguments, *out)
+        assert result.returncode in (1, 2) and message in result.stderr, (message, result.stderr)
+        assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_names_that_belong_together(tmp_path):
+    assert (
+        find_key(PurePosixPath("a/b_image.jpg"))
+        == find_key(PurePosixPath("a/b_label.png"))
+        == find_key(PurePosixPath("a/b.png"))
+        == "a/b"
+    )
+    assert find_key(PurePosixPath("a/_image.jpg")) == "a/_image"
+    assert name_scenes(["x/a", "x/y/b", "c"], "folder") == {"x/a": "x", "x/y/b": "x_y", "c": "all"}
+    assert name_scenes(["run01_3", "run02_4"], r"run\d+") == {"run01_3": "run01", "run02_4": "run02"}
+    with pytest.raises(ImportFilesError, match="would both be the scene 'a_b'"):
+        name_scenes(["a/b/1", "a_b/2"], "folder")
+    for name in ("x.png", "x_image.png"):
+        write_bytes(tmp_path / name, b"1")
+    with pytest.raises(ImportFilesError, match="have one name"):
+        list_files(tmp_path, {".png"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("classes: [a, a]", "twice"), ("classes: {a: [1, 2]}", "no colour"), ("names: [a]", "must hold"), ("[", "not
+    YAML"),
+     ("classes: {a: [1, 2, 3], b: [1, 2, 3]}", "twice"), ("classes: {a: [1, 2, 300]}", "no colour")],
+)  # fmt: skip
+def test_a_list_of_classes_that_cannot_be_used(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ImportFilesError, match=message):
+        read_class_list(tmp_path / "c.yaml")
+
+
+def test_boxes_and_angles_that_cannot_be_used(tmp_path):
+    def check(read, text, message, keys=("a/x",)):
+        (tmp_path / "file").write_text(text)
+        with pytest.raises(ImportFilesError, match=message):
+            read(tmp_path / "file", keys)
+
+    coco = {"images": [{"id": 1, "file_name": "x.jpg"}], "categories": [{"id": 1, "name": "car"}], "annotations": []}
+    check(read_coco, "{}", "is no file of COCO")
+    check(read_coco, json.dumps(coco), "may be a/x or b/x", ("a/x", "b/x"))
+    check(read_coco, json.dumps(coco), "none of its 1 file names", ("a/y",))
+    wrong = coco | {"annotations": [{"id": 5, "image_id": 1, "category_id": 1, "bbox": [0, 0, -1, 2]}]}
+    check(read_coco, json.dumps(wrong), "annotation 5 has the box")
+    check(read_coco, json.dumps(wrong | {"annotations": [wrong["annotations"][0] | {"image_id": 3}]}), "of no image")
+    check(read_angles, "file,angle\na/x,1\n", "its columns are")
+    check(read_angles, "picture,angle_deg\na/x.png,left\n", "line 2: 'left' is no angle")
+    check(read_angles, "picture,angle_deg\na/x.png,nan\n", "is no angle")
+    check(read_angles, "picture,angle_deg\na/x.png,1\na/x.jpg,2\n", "is there twice")
+    (tmp_path / "file").write_text(json.dumps(coco))
+    assert read_coco(tmp_path / "file", ["a/x"]).of_key == {"a/x": []}
+
+
+# ---------------------------------------------------------------- training on it
+
+OWN = ["tasks.segmentation.classes=root", "tasks.detection.classes=root", "tasks.detection.min_size=1"]
+
+
+def test_tasks_take_their_classes_from_the_dataset(root, tmp_path, capsys):
+    (tmp_path / "root").symlink_to(root)
+    (tmp_path / "split.yaml").write_text(
+        'train: [drive_0, "drive_1", drive_2/front_center/000000000]\nval: ["drive_3*"]'
+    )
+    split = ["data.split=listed", f"data.split_file={tmp_path / 'split.yaml'}"]
+    run = make_run(tmp_path, *OWN, *split, "train.steps=1", "train.evaluate_every=1")
+    _, header = load_weights(run / "best.safetensors")
+    assert list(header["tasks"]["segmentation"]["classes"]) == NAMES and header["tasks"]["detection"]["classes"] == [
+        "car"
+    ]
+    record = json.loads((run / "record.json").read_text())["subsets"]
+    assert record["val"] == {"drive_3/front_center": ["000000000", "000000001"]} and not record["test"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["evaluate.py", str(run), "--workers", "0", "--details", "--draws", "0"])
+        assert evaluate.main() == 0
+    assert "iou/road" in capsys.readouterr().out
+
+
+def test_labels_of_other_classes_are_never_read_as_if_they_were_the_same(root, tmp_path, capsys):
+    """Ids 0 to 2 are classes of A2D2, too: without a check they would be."""
+    write_root(tmp_path / "root")
+    own = make_run(tmp_path, "train.steps=1", "train.evaluate_every=1")
+    frames, roots = index_roots([root], ["front_center"])
+    with pytest.raises(DatasetError, match="road, car, sky, and those of A2D2 are expected"):
+        FrameDataset(frames, roots, {"segmentation": TASKS["segmentation"]()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["evaluate.py", str(own), "--data", str(root), "--split", "all", "--workers", "0"])
+        assert evaluate.main() == 1
+        assert "those of A2D2 are expected" in capsys.readouterr().err
+        config = write_config(tmp_path / "c.yaml", root, split="by_scene")
+        assert run_train(patch, config, tmp_path / "a") == 1
+        assert "classes: root takes those of a dataset" in capsys.readouterr().err
+        both = f"data.roots=[{root}, {tmp_path / 'root'}]"
+        assert run_train(patch, config, tmp_path / "b", both, *OWN) == 1
+        message = capsys.readouterr().err
+        assert "of different classes" in message and "road, car, sky" in message and "those of A2D2" in message
+        assert run_train(patch, config, tmp_path / "c", "data.split=paper") == 1
+        assert "drive_0 is none of these" in capsys.readouterr().err
+
+
+def test_two_datasets_with_unlike_labels_train_together(source, tmp_path):
+    """Masks in one, boxes and angles in the other: asymmetric labels as they come."""
+    own = ["--masks", source / "masks", "--classes", source / "classes.yaml"]
+    assert call("--images", source / "images", *own, "--out", tmp_path / "masks").returncode == 0
+    write_root(tmp_path / "root")
+    for frame in list_frames(tmp_path / "root", "segmentation"):
+        frame.path("segmentation").unlink()
+    content = read_json(tmp_path / "root/dataset.json")
+    del content["kinds"]["segmentation"]
+    (tmp_path / "root/dataset.json").write_text(json.dumps(content))
+    config = write_config(tmp_path / "c.yaml", tmp_path / "root", split="by_scene")
+    both = [f"data.roots=[{tmp_path / 'masks'}, {tmp_path / 'root'}]", "tasks.segmentation.classes=root"]
+    setup = train.prepare(load_config(config, both, OPTIONS))
+    of = {name: {setup.frames[index].root.name for index in indices} for name, indices in setup.assignment.items()}
+    assert of == {"segmentation": {"masks"}, "depth": {"root"}, "detection": {"root"}, "steering": {"root"}}
+    imported = [frame for frame in setup.frames if frame.root.name == "masks"]
+    assert torch.isnan(FrameDataset(imported, setup.data.roots, {})[0]["camera"]).all()
+    assert read_dataset(tmp_path / "masks").cameras == {}
+
+
+def test_a_listed_split_says_what_it_cannot_do(tmp_path):
+    frames = [parse_frame(f"{scene}/front_center/{number:09d}") for scene in ("a", "b_1", "b_2") for number in range(2)]
+    subsets = split_frames(frames, "listed", listed={"train": ["a"], "val": ["b_*"]})
+    assert [len(members) for members in subsets.values()] == [2, 4, 0]
+    with pytest.raises(ValueError, match="'c' under val, and there is no such"):
+        split_frames(frames, "listed", listed={"train": ["a"], "val": ["c"]})
+    with pytest.raises(ValueError, match=r"under train \(a\) and val"):
+        split_frames(frames, "listed", listed={"train": ["a"], "val": ["a/front_center/000000001"]})
+    (tmp_path / "s.yaml").write_text("training: [a]")
+    with pytest.raises(ValueError, match="must hold lists"):
+        read_listed(tmp_path / "s.yaml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_listed(tmp_path / "nothing.yaml")
+
+
+def test_pictures_that_a_phone_has_turned_are_turned(tmp_path):
+    image = Image.fromarray(cv2.resize(np.arange(64, dtype=np.uint8).reshape(8, 8), (48, 32)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    image.convert("RGB").save(tmp_path / "images/a.png", exif=exif)
+    assert call("--images", tmp_path / "images", "--out", tmp_path / "out").returncode == 0
+    assert read_dataset(tmp_path / "out").size == (32, 48)
