@@ -16,6 +16,7 @@ from scoring.compare import LEAST_SKILL, TaskResult, average_skills, find_delta
 from tasks import TASKS
 
 SEED = 0  # of the draws of seeds
+KEPT = "final"  # in a result, the scores on the subset that tables are about
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Study:
 
 
 def gather_study(grid: Grid, counter: CostCounter) -> Study:
-    """All that there is; the test subset where every finished run has been scored on it, else validation."""
+    """All that there is, on the grid's subset where every finished run has been scored on it, else as validated."""
     runs = [run for run in grid.list_runs() if run.setting is None]
     results: dict[str, dict[str, Any] | None] = {}
     for run in runs:
@@ -88,27 +89,27 @@ def gather_study(grid: Grid, counter: CostCounter) -> Study:
         except KeyError:
             results[run.name] = None
     there = [result for result in results.values() if result is not None]
-    opened = bool(there) and all("test" in result for result in there if not result["failed"])
-    subset = "test" if opened else "val"
+    opened = bool(there) and all(KEPT in result for result in there if not result["failed"])
+    subset = grid.study.subset if opened else "val"
     arms: dict[str, ArmResults] = {}
     for run in runs:
         arm = grid.study.arms[run.arm]
         own = arms.setdefault(run.arm, ArmResults(run.arm, arm, expected=arm.tasks or grid.tasks))
-        _add_result(own, run, results[run.name], subset)
+        _add_result(own, run, results[run.name], KEPT if opened else "val")
         if run.seed == arm.seeds[0]:
             own.work = own.work + counter.count(run, tuned=False)
     machines = {str(each["made"]["packages"]) + str(each["made"]["device"]): each["made"] for each in there}
     return Study(grid, arms, subset, list(machines.values()))
 
 
-def _add_result(own: ArmResults, run: Run, result: dict[str, Any] | None, subset: str) -> None:
+def _add_result(own: ArmResults, run: Run, result: dict[str, Any] | None, key: str) -> None:
     if result is None:
         own.missing.append(run.name)
         return
     if result["failed"]:
         own.failed.append(run.name)
         return
-    for task, score in result[subset].items():
+    for task, score in result[key].items():
         own.scores.setdefault(run.seed, {})[task] = TaskResult(
             TASKS[task](), score["score"], score["constant"], read_draws(score.get("draws")),
             read_draws(score.get("constant_draws")),

@@ -1,7 +1,8 @@
 """What the runs of a grid cost, counted and not timed: images, cycles and operations.
 
 A busy machine makes the same step four to ten times slower, so seconds say little. Operations are twice the
-multiply-accumulates, and a backward pass counts as two forward passes. Every frame of a study's dataset has all labels.
+multiply-accumulates, and a backward pass counts as two forward passes. A frame of a study's dataset has all labels, or
+none.
 """
 
 import json
@@ -102,7 +103,8 @@ class CostCounter:
         if regime == "one_task":
             drawn_by_none = len(names) < len(labels["one_task"] if isinstance(labels, dict) else names)
         else:
-            drawn_by_none = max(budget.get(name, 1.0) for name in names) < 1
+            most = max(budget.get(name, 1.0) for name in names)
+            drawn_by_none = most < 1 or not self.grid.study.dataset.is_complete
         if taught and drawn_by_none:
             own = config.data.pseudo.micro_batch if config.data.pseudo is not None else None
             yield (own or max(sizes.values())) * cycle, dict.fromkeys(names, 1.0)

@@ -47,14 +47,24 @@ class SyntheticSet(Closed):
         """Of a split by scene, of which so many scenes are for training."""
         return round(self.scenes * share) * self.frames
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every training frame has a label."""
+        return True
+
 
 class GivenSet(Closed):
     """A dataset that is there already, where `data.roots` of the base says: its name, the size of its pictures, and the
-    number of training frames."""
+    number of training frames, and of those with a label."""
 
     about: str
     processed: str
     training_frames: PositiveInt
+    labelled_frames: PositiveInt
+
+    @property
+    def is_complete(self) -> bool:
+        return self.labelled_frames == self.training_frames
 
     def count_training_frames(self, share: float) -> int:
         return self.training_frames
@@ -95,6 +105,7 @@ class Study(Closed):
     dataset: SyntheticSet | GivenSet
     tuning: Tuning | None = None
     arms: dict[str, Arm] = Field(min_length=1)
+    subset: Literal["test", "val"] = Field("test", description="that tables are about; opened by tabulate.py")
     comparisons: tuple["Comparison", ...] = ()
     blocks: dict[str, dict[str, Any]] = Field({}, description="options that several arms refer to by YAML's anchors")
 

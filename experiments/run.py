@@ -11,7 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import _common
+ROOT = Path(__file__).resolve().parent.parent
+if not __package__:
+    # as a script, from any folder and uninstalled; in place of this folder, whose files have other packages' names
+    sys.path[0] = str(ROOT)
 
 from a2d2.console import allow_any_text
 from training.arguments import count
@@ -101,7 +104,7 @@ class Worker:
             file.flush()
             start = file.tell()
             process = subprocess.Popen(
-                [sys.executable, *command], cwd=_common.ROOT, stdout=file, stderr=file, env=environment,
+                [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, env=environment,
                 start_new_session=True,
             )  # fmt: skip
             self.processes.add(process)

@@ -11,7 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import _common  # noqa: F401  (puts the root on the path)
+ROOT = Path(__file__).resolve().parent.parent
+if not __package__:
+    # as a script, from any folder and uninstalled; in place of this folder, whose files have other packages' names
+    sys.path[0] = str(ROOT)
 
 from a2d2.console import allow_any_text
 from experiments.run import parse_weights
@@ -51,7 +54,7 @@ from tqdm import tqdm
 
 from evaluate import draw_frames, score_frames
 from experiment import Data, Trained, load_recorded_data, load_trained, pick_device
-from experiments.analysis import Study, gather_study
+from experiments.analysis import KEPT, Study, gather_study
 from experiments.cost import CostCounter
 from experiments.grid import Grid, GridError, Run, read_grid
 from experiments.plots import draw_plots
@@ -66,11 +69,12 @@ DIGITS = 5  # of a kept draw
 
 
 def open_test(grid: Grid, runs: list[Run], arguments: argparse.Namespace) -> list[str]:
-    """Score every finished run on the test subset that has not been; returns the runs whose weights are not there."""
+    """Score every finished run that has not been on the subset that tables are about; returns the runs whose weights
+    are not there."""
     device = pick_device(arguments.device, "--device")
     missing = []
-    left = [run for run in runs if (result := find_result(grid, run)) and not result["failed"] and "test" not in result]
-    for run in tqdm(left, desc="test", unit="run"):
+    left = [run for run in runs if (result := find_result(grid, run)) and not result["failed"] and KEPT not in result]
+    for run in tqdm(left, desc=f"score on {grid.study.subset}", unit="run"):
         folder = arguments.runs / run.name
         if not (folder / "best.safetensors").is_file():
             missing.append(run.name)
@@ -78,8 +82,8 @@ def open_test(grid: Grid, runs: list[Run], arguments: argparse.Namespace) -> lis
         result = find_result(grid, run)
         assert result is not None
         trained = load_trained(folder, device)
-        scores = score_run(trained, device, arguments)
-        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN} | {"test": scores})
+        scores = score_run(trained, grid.study.subset, device, arguments)
+        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN} | {KEPT: scores})
     return missing
 
 
@@ -93,13 +97,13 @@ def find_result(grid: Grid, run: Run) -> dict[str, Any] | None:
         return None
 
 
-def score_run(trained: Trained, device: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of each task its primary metric on the test subset, that of the constant baseline, and both in each draw."""
+def score_run(trained: Trained, subset: str, device: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of each task its primary metric on the subset, that of the constant baseline, and both in each draw."""
     assert trained.record is not None
     data: Data = load_recorded_data(trained.record, trained.split)
-    frames = data.subsets["test"]
+    frames = data.subsets[subset]
     if not frames:
-        raise ValueError(f"{trained.name} has no test frames in {', '.join(map(str, data.roots))}")
+        raise ValueError(f"{trained.name} has no {subset} frames in {', '.join(map(str, data.roots))}")
     draws = draw_frames(frames, arguments.draws)
     protocol = compose_protocol(OPTIONS).model_validate(trained.header["protocol"])
     parts = score_frames(

@@ -192,10 +192,15 @@ def test_names_that_belong_together(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("classes: [a, a]", "twice"), ("classes: {a: [1, 2]}", "no colour"), ("names: [a]", "must hold"), ("[", "not
-    YAML"),
-     ("classes: {a: [1, 2, 3], b: [1, 2, 3]}", "twice"), ("classes: {a: [1, 2, 300]}", "no colour")],
-)  # fmt: skip
+    [
+        ("classes: [a, a]", "twice"),
+        ("classes: {a: [1, 2]}", "no colour"),
+        ("names: [a]", "must hold"),
+        ("[", "not YAML"),
+        ("classes: {a: [1, 2, 3], b: [1, 2, 3]}", "twice"),
+        ("classes: {a: [1, 2, 300]}", "no colour"),
+    ],
+)
 def test_a_list_of_classes_that_cannot_be_used(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ImportFilesError, match=message):

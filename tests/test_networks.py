@@ -20,7 +20,7 @@ from tasks import TASKS
 from training.config import Model, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if "study" not in path.parts]
 OPTIONS = {name: task.Options for name, task in TASKS.items()}
 TASK_OF = {"unet": "segmentation", "densedepth": "depth", "yolo": "detection", "pilotnet": "steering"}
 YOLO_READS = ["backbone.8", "backbone.16", "backbone.32"]
