@@ -456,10 +456,8 @@ class FrameDataset(Dataset):
         own = ("targets", "soft", "taught")
         batch = default_collate([{key: sample[key] for key in sample if key not in own} for sample in samples])
         if self.taught is not None:
-            rows = {
-                name: [row for row, sample in enumerate(samples) if name in sample["taught"]] for name in self.tasks
-            }
-            batch["taught"] = {name: torch.tensor(found) for name, found in rows.items() if found}
+            asked = {name: [row for row, each in enumerate(samples) if name in each["taught"]] for name in self.tasks}
+            batch["taught"] = {name: torch.tensor(found) for name, found in asked.items() if found}
         if self.teachers is not None:
             batch |= {"soft_targets": {}, "soft_rows": {}, "soft_counts": {}}
             for name, task in self.tasks.items():

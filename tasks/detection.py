@@ -886,8 +886,8 @@ class Detection(Task):
         size = tuple(about[DENSE_KIND]["size"])
         locations = sum(math.prod(count_cells(size[::-1], stride)) for stride in self._strides)
         path = frame.path(DENSE_KIND)
-        found = load_file(path, lambda path: read_locations(path, len(self.names), locations))
-        return None if found is None else found | {"size": np.array(size)}
+        stored = load_file(path, lambda path: read_locations(path, len(self.names), locations))
+        return None if stored is None else stored | {"size": np.array(size)}
 
     def _choose_boxes(self, found: dict[str, Tensor]) -> list[dict]:
         """Boxes of teachers as a label; those they are not sure of are of unknown class, and so ignored."""

@@ -404,7 +404,7 @@ class CycleSampler:
     def _list_active(self, step: int) -> list[tuple[Stream, tuple[tuple[str, ...], ...]]]:
         """The streams that are drawn from in this step, and what their frames bring: the names whose labels, and, where
         teachers are heard, those that learn from them."""
-        found = []
+        found: list[tuple[Stream, tuple[tuple[str, ...], ...]]] = []
         for stream in self.streams:
             names = stream.list_names(step)
             taught = () if self.teaching is None else self.teaching.list_names(step, stream.active)
@@ -419,4 +419,5 @@ class CycleSampler:
                 self._orders.clear()
             self._orders[stream.name, epoch] = _shuffle(stream, f"{self.seed} {stream.name} {epoch}")
         seed = random.Random(f"{self.seed} {stream.name} {position}").getrandbits(63)
-        return self._orders[stream.name, epoch][index_in_epoch], seed, *brings
+        index = self._orders[stream.name, epoch][index_in_epoch]
+        return (index, seed, brings[0]) if len(brings) == 1 else (index, seed, brings[0], brings[1])
