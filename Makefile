@@ -1,4 +1,5 @@
 # demo: from nothing to pictures of four predictions    test: all tests    lint: style and types    bench: RESULTS.md
+# study: the headline of RESULTS.md, one seed; WEIGHTS=tf_efficientnet_lite0=FILE where timm's cannot be fetched
 # gpu: the tests, and what can only be measured on a GPU, into RESULTS.md
 # Each sets up .venv first. A PyTorch that fits and is already there (in .venv, or in $(PYTHON)) is kept.
 
@@ -12,7 +13,7 @@ FITTING := import torch, torchvision; \
 RAW := Datasets/synthetic/camera_lidar_semantic_bboxes
 SCRIPTS := camera segmentation depth_preprocess bounding_box steering_angle
 
-.PHONY: demo test lint bench gpu
+.PHONY: demo test lint bench study gpu
 
 .venv/installed: requirements.lock Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it by: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -57,6 +58,14 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/networks.py --speed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/exactness.py
+
+HEADLINE := 'one_single*.seed0' 'one_shared.shared.seed0' 'one_shared_pseudo.shared.seed0'
+study: .venv/installed
+	@mkdir -p runs/study/results  # results of its own, so that its runs are trained; tuning is taken from the study
+	@cp -n experiments/results/main/*.setting*.json runs/study/results/ 2>/dev/null || true
+	$(BIN)/python experiments/run.py configs/study/main.yaml --only $(HEADLINE) --results runs/study/results \
+		$(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(BIN)/python experiments/tabulate.py configs/study/main.yaml --results runs/study/results --plots runs/study/plots
 
 gpu: .venv/installed
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "there is no GPU here"'
