@@ -37,7 +37,7 @@ def test_every_run_of_the_shipped_grids_has_a_config(path, monkeypatch):
     grid = read_grid(path)
     runs = grid.list_runs()
     places = {run.name: place for place, run in enumerate(runs)}
-    assert len(places) == len(runs) > 9
+    assert len(places) == len(runs) > 5
     for run in runs:
         assert tuple(grid.resolve(run, tuned=False).tasks) == run.tasks
         assert all(places[needed.name] < places[run.name] for needed in run.teachers)
