@@ -287,10 +287,10 @@ class Grid:
         values = {key: value for key, value in values.items() if not key.startswith(left_out)} if left_out else values
         for key in ("data.labels", "data.hold_out"):
             values |= {key: keep_own(values[key], run.tasks)} if key in values else {}
-        base = self._load(arm.base or self.study.base, [])
         share = arm.steps if run.setting is None or self.study.tuning is None else self.study.tuning.share
         if share != 1:
-            values |= scale_steps(base, share)
+            config = self._load(arm.base or self.study.base, write_overrides(values))
+            values |= scale_steps(config, share)
         return values
 
     def list_arguments(self, run: Run, roots: Sequence[str] = (), tuned: bool = True) -> list[str]:
@@ -300,7 +300,7 @@ class Grid:
         values = self.list_overrides(run, tuned) | {"run": run.name}
         if run.teachers:
             values |= {"data.pseudo.roots": list(roots) or ["pseudo"]}
-        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        overrides = write_overrides(values)
         encoder = self._load(base, overrides).model.encoder
         if encoder.pretrained and encoder.name in self.weights:
             overrides.append(f"model.encoder.weights={json.dumps(self.weights[encoder.name])}")
@@ -338,6 +338,11 @@ class Grid:
         about = {"format": FORMAT, "digest": self.digest(run), "arm": run.arm, "network": run.network}
         about |= {"seed": run.seed, "setting": run.setting, "options": self.list_overrides(run)}
         write_json(self.result_path(run), about | dict(content))
+
+
+def write_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Options as arguments of train.py."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def keep_own(value: Any, tasks: Sequence[str]) -> Any:

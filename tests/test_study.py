@@ -212,8 +212,8 @@ def test_costs_count_images_and_the_teachers(small):
     counter = CostCounter(grid)
     by_name = {run.name: counter.count(run, tuned=False) for run in grid.list_runs()}
     teacher, student = by_name["single.depth.seed0"], by_name["student.shared.seed0"]
-    assert teacher.images == 300 * 8 and teacher.teacher_flops == 0
-    assert by_name["single.depth.setting0"].images == 150 * 8
-    assert student.images == 300 * 16
+    assert teacher.images == 1200 * 2 and teacher.teacher_flops == 0
+    assert by_name["single.depth.setting0"].images == 600 * 2
+    assert student.images == 1200 * 4
     both = teacher.flops + by_name["single.steering.seed0"].flops
     assert student.teacher_flops == pytest.approx(both, rel=0.05) and student.teacher_flops > both
