@@ -291,6 +291,10 @@ def describe_result(grid: Grid, run: Run) -> str:
     return f"{run.name}: {scores}"
 
 
+def interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def main(arguments: argparse.Namespace | None = None) -> int:
     arguments = arguments or read_arguments()
     worker = None
@@ -302,7 +306,8 @@ def main(arguments: argparse.Namespace | None = None) -> int:
             return DONE
         cores = len(os.sched_getaffinity(0))
         worker = Worker(arguments.runs, max(1, cores // arguments.jobs), arguments.device)
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        for each in (signal.SIGTERM, signal.SIGINT):  # the latter too: a shell ignores it for what it starts behind it
+            signal.signal(each, interrupt)
         if isinstance(grid.study.dataset, SyntheticSet):
             prepare_dataset(grid.study.dataset, worker)
         trained = run_all(grid, runs, worker, arguments.jobs)
