@@ -74,8 +74,8 @@ def test_every_problem_is_reported_at_once(problems):
     assert found == [
         "override 'train.steps' must have the form key=value, as in train.steps=100",
         "seed = true: must be a valid integer",
-        'data.labels = "some": must be as_is, symmetric, one_task, one_at_a_time, {symmetric or one_task: [task, ...]}, {budget: {task: share, ...}} or '
-        "{file: assignment.json}",
+        'data.labels = "some": must be as_is, symmetric, one_task, one_at_a_time, '
+        "{symmetric or one_task: [task, ...]}, {budget: {task: share, ...}} or {file: assignment.json}",
         "data.workers = -1: must be greater than or equal to 0 (from the command line)",
         "tasks.height.width = -1: must be greater than 0",
         "tasks.height.wdth = 3: unknown key; did you mean 'width'?",
