@@ -1,5 +1,5 @@
 # demo: from nothing to pictures of four predictions    test: all tests    lint: style and types    bench: RESULTS.md
-# study: the headline of RESULTS.md, one seed; WEIGHTS=tf_efficientnet_lite0=FILE where timm's cannot be fetched
+# study: the headline of configs/study/main.yaml, one seed; WEIGHTS=tf_efficientnet_lite0=FILE where timm's cannot be fetched
 # gpu: the tests, and what can only be measured on a GPU, into RESULTS.md
 # Each sets up .venv first. A PyTorch that fits and is already there (in .venv, or in $(PYTHON)) is kept.
 

@@ -620,7 +620,7 @@ def find_teacher_files(
     frames = data.subsets["train"]
     views = {frame.view for frame in frames}
     found: dict[str, dict[Frame, Frame]] = {name: {} for name in tasks}
-    about, identity, conflicts = {}, [], []
+    about, identity = {}, []
     for root in roots:
         source = load_pseudo_labels(root)
         if source.size != data.size:
@@ -633,9 +633,10 @@ def find_teacher_files(
         about[source.folder] = kinds
         digest = hashlib.sha256(json.dumps([source.header, kinds], sort_keys=True).encode())
         for name, task in tasks.items():
-            if conflict := task.find_soft_conflict(kinds, size):
-                conflicts.append(f"{root}: {name}: {conflict}")
+            if task.soft_kind not in kinds:
                 continue
+            if conflict := task.find_soft_conflict(kinds, size):
+                raise ValueError(f"data.pseudo.roots: {root}: {name}: {conflict}")
             there = index_labels([frame.under(source.folder) for frame in frames], task.soft_kind, views)
             digest.update(f"{name} {' '.join(sorted(map(str, there)))}".encode())
             used = {frames[index] for index in assignment[name]}
@@ -647,10 +648,10 @@ def find_teacher_files(
             found[name] |= {frame: frame.under(source.folder) for frame in there - used}
         identity.append(digest.hexdigest()[:16])
     if not any(found.values()):
-        reasons = "; ".join(conflicts) or "the true labels of all their frames are used, or they have other frames"
-        raise ValueError(f"data.pseudo.roots: there is nothing to learn from {', '.join(roots)}: {reasons}")
-    if severe := [conflict for conflict in conflicts if "they have none of" not in conflict]:
-        raise ValueError(f"data.pseudo.roots: {severe[0]}")
+        raise ValueError(
+            f"data.pseudo.roots: there is nothing to learn from {', '.join(roots)}: they have other tasks or other "
+            "frames, or the true labels of all their frames are used"
+        )
     return TeacherFiles(tasks, found, about, data.size), tuple(identity)
 
 

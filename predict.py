@@ -443,12 +443,12 @@ def describe_units(trained: Trained, tasks: Mapping[str, Task]) -> list[str]:
     return [text for task in tasks.values() if (text := task.describe_units(focal))]
 
 
-def main(arguments: argparse.Namespace | None = None) -> int:
-    arguments = arguments or read_arguments()
+def run_program(name: str, work: Callable[[], int]) -> int:
+    """The exit code of `work`; an error of the user or the machine is one line."""
     try:
-        return run(arguments)
+        return work()
     except WrongUseError as error:
-        print(f"predict: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return WRONG_USE
     except (OSError, ValueError, WorkerError, RuntimeError, MemoryError) as error:
         known = explain_memory(error) or explain_worker_death(error)
@@ -456,8 +456,13 @@ def main(arguments: argparse.Namespace | None = None) -> int:
             raise
         # a ValueError is about what was given, and the same command would meet it again
         rest = "" if isinstance(error, ValueError) and not known else "; the same command goes on"
-        print(f"predict: {known or error}{rest}", file=sys.stderr)
+        print(f"{name}: {known or error}{rest}", file=sys.stderr)
         return ERROR
+
+
+def main(arguments: argparse.Namespace | None = None) -> int:
+    arguments = arguments or read_arguments()
+    return run_program("predict", lambda: run(arguments))
 
 
 if __name__ == "__main__":

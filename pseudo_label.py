@@ -17,7 +17,7 @@ from tasks.options import OPTIONS
 from training.arguments import count, count_or_none
 from training.stopping import exit_on_interrupt
 
-DONE, ERROR, WRONG_USE, PARTLY_FAILED = 0, 1, 2, 3
+DONE, PARTLY_FAILED = 0, 3
 
 
 def read_arguments() -> argparse.Namespace:
@@ -74,10 +74,10 @@ from a2d2.frames import Frame, report_path
 from a2d2.images import sweep_temporary
 from a2d2.predictions import Picture, open_folder
 from experiment import Data, Trained, WrongUseError, index_data, load_trained, pick_device
-from predict import Speaker, find_common_cameras, predict_pictures
+from predict import Speaker, find_common_cameras, predict_pictures, run_program
 from tasks.task import SoftTarget, Task, TeacherOutput
 from training.cycle import copy_to_cpu
-from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches
+from training.loading import load_batches
 from training.record import Record
 from training.sampling import parse_assignment
 
@@ -303,19 +303,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(arguments: argparse.Namespace | None = None) -> int:
     arguments = arguments or read_arguments()
-    try:
-        return run(arguments)
-    except WrongUseError as error:
-        print(f"pseudo_label: {error}", file=sys.stderr)
-        return WRONG_USE
-    except (OSError, ValueError, WorkerError, RuntimeError, MemoryError) as error:
-        known = explain_memory(error) or explain_worker_death(error)
-        if known is None and isinstance(error, RuntimeError) and not isinstance(error, WorkerError):
-            raise
-        # a ValueError is about what was given, and the same command would meet it again
-        rest = "" if isinstance(error, ValueError) and not known else "; the same command goes on"
-        print(f"pseudo_label: {known or error}{rest}", file=sys.stderr)
-        return ERROR
+    return run_program("pseudo_label", lambda: run(arguments))
 
 
 if __name__ == "__main__":

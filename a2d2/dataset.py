@@ -378,8 +378,8 @@ class FrameDataset(Dataset):
         for path in dict.fromkeys(frame.root for frame in self.frames):
             root = self.roots[path]
             for task in self.tasks.values():
-                find_conflict = getattr(task, "find_label_conflict", None)
-                if find_conflict and task.kind in root.options and (conflict := find_conflict(root.options[task.kind])):
+                about = root.options.get(task.kind)
+                if about is not None and (conflict := task.find_label_conflict(about)):
                     raise DatasetError(f"{path}: {conflict}")
 
     def _load_label(self, name: str, frame: Frame) -> Any | None:

@@ -93,6 +93,11 @@ def times_path(frame: Frame) -> Path:
     return frame.path("image").parent / "frames.json"
 
 
+def listing_path(out: Path) -> Path:
+    """Path of what says which frame of an imported dataset is which picture."""
+    return out / "pictures.json"
+
+
 def report_path(out: Path, name: str, shard: tuple[int, int]) -> Path:
     """Path of what a program says about the shard (i, n) of its frames in the folder."""
     suffix = "" if shard == (1, 1) else f".{shard[0]}-of-{shard[1]}"

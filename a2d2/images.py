@@ -20,6 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import yaml
 from jaxtyping import UInt8, UInt16
 from kornia_rs import io as kornia_io
 
@@ -150,6 +151,16 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file in UTF-8; ValueError if it is none, or gives a key of an object twice."""
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file that somebody wrote; ValueError, with the path, if it cannot be read or is none."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

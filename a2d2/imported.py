@@ -6,7 +6,6 @@ when others come.
 """
 
 import csv
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -17,24 +16,27 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
+from a2d2.checks.known import MAIN_VIEW
 from a2d2.classes import IGNORE
 from a2d2.frames import SCENE_NAME, Frame
 from a2d2.images import (
     ImageError,
     encode_jpeg,
+    encode_json,
     encode_npy,
     encode_png,
     read_depth_png,
     read_json,
+    read_yaml,
     write_bytes,
 )
+from a2d2.lidar import DEPTH_SCALE, splat_depth
 from a2d2.predictions import read_any_picture
 
-VIEW = "front_center"
+VIEW = MAIN_VIEW
 ENDINGS = ("_image", "_label", "_depth")
 SAME_SHAPE = 0.02  # two aspect ratios that differ by less are one
 CROWD = "crowd"  # class of a box of COCO that stands for several objects; it is ignored, as an unknown class is
@@ -58,11 +60,9 @@ def read_class_list(path: Path) -> ClassList:
     ImportFilesError for a file that has neither.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ImportFilesError(f"--classes {path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ImportFilesError(f"--classes {path}: is not YAML: {str(error).splitlines()[0]}") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise ImportFilesError(f"--classes {error}") from error
     given = content.get("classes") if isinstance(content, dict) else None
     if isinstance(given, list) and given and all(isinstance(name, str) and name for name in given):
         names, colours = tuple(given), None
@@ -326,11 +326,11 @@ def import_picture(job: Job, target: Target) -> Imported:
             files["depth"] = encode_png(resize_depth(stored, target.size))
         if job.boxes is not None:
             boxes = convert_boxes(job.boxes, job.boxes_size or own, target.size)
-            files["boxes"] = (json.dumps({"boxes": boxes}, allow_nan=False) + "\n").encode()
+            files["boxes"] = encode_json({"boxes": boxes})
             if left_out := len(job.boxes) - len(boxes):
                 counts["boxes outside the picture"] = left_out
         if job.angle is not None:
-            files["steering"] = (json.dumps({"angle_deg": job.angle}, allow_nan=False) + "\n").encode()
+            files["steering"] = encode_json({"angle_deg": job.angle})
         shrinks = target.size[0] < own[0]
         image = cv2.resize(image, target.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         files[target.image_kind] = encode_jpeg(image) if target.image_kind == "image" else encode_png(image)
@@ -385,16 +385,9 @@ def read_mask(path: Path, classes: ClassList) -> tuple[UInt8[np.ndarray, "h w"],
 
 def resize_depth(stored: UInt16[np.ndarray, "h w"], size: tuple[int, int]) -> UInt16[np.ndarray, "H W"]:
     """Each point goes to the pixel that contains it, and the nearest of several stays; 0 where there is none."""
-    if stored.shape[::-1] == size:
-        return stored
     rows, columns = np.nonzero(stored)
-    values = stored[rows, columns]
-    new_rows = ((rows + 0.5) * size[1] / stored.shape[0]).astype(np.intp)
-    new_columns = ((columns + 0.5) * size[0] / stored.shape[1]).astype(np.intp)
-    order = np.argsort(-values.astype(np.int64), kind="stable")  # the last of several values for one pixel stays
-    result = np.zeros(size[::-1], np.uint16)
-    result[new_rows[order], new_columns[order]] = values[order]
-    return result
+    metres = stored[rows, columns] / DEPTH_SCALE
+    return splat_depth(rows.astype(float), columns.astype(float), metres, stored.shape[::-1], size)
 
 
 def convert_boxes(

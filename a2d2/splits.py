@@ -9,9 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from a2d2.frames import SCENE_PATTERN, Frame
+from a2d2.images import read_yaml
 
 SUBSETS = ("train", "val", "test")
 
@@ -75,11 +74,9 @@ Listed = Mapping[str, Sequence[str]]
 def read_listed(path: Path) -> Listed:
     """The content of a split file. ValueError, with the file's name, if it is missing or none."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"data.split_file: {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"data.split_file: {path} is not YAML: {str(error).splitlines()[0]}") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"data.split_file: {error}") from error
     known = isinstance(content, dict) and content and set(content) <= set(SUBSETS)
     if not known or not all(isinstance(entries, list) for entries in content.values()):
         raise ValueError(

@@ -1,9 +1,8 @@
 """What the results of a grid say: scores of arms, and arms against each other, seed by seed."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,17 @@ from jaxtyping import Float64
 from experiments.cost import CostCounter, Work
 from experiments.grid import Arm, Comparison, Grid, Run
 from scoring.bootstrap import find_interval
-from scoring.compare import LEAST_SKILL, TaskResult, average_skills, find_delta
+from scoring.compare import (
+    TaskResult,
+    average_all,
+    average_draws,
+    average_skills,
+    find_delta,
+    find_delta_draws,
+    find_probability,
+    mean_skill_draws,
+    share_constants,
+)
 from tasks import TASKS
 
 SEED = 0  # of the draws of seeds
@@ -47,7 +56,7 @@ class ArmResults:
 @dataclass(frozen=True)
 class Against:
     """An arm against a reference, on the `seeds` that both have: `terms`, of Delta-m in percent, by task, and their
-    intervals; `delta_m`, and without detection; `skill`, the mean difference of mean skills; `probability`: the share
+    intervals; `delta_m`, and `without` each task; `skill`, the mean difference of mean skills; `probability`: the share
     of pairs of a run of each in which that of the arm has the better mean skill."""
 
     arm: str
@@ -134,23 +143,26 @@ def compare_arms(own: ArmResults, reference: ArmResults) -> Against | None:
         pairs = [(own.scores[seed][task], reference.scores[seed][task]) for seed in seeds]
         each = [find_delta(one, other) for one, other in pairs]
         terms[task] = statistics.fmean(each) if None not in each else None
-        term_draws[task] = _average_seeds([_find_delta_draws(one, other) for one, other in pairs], chosen)
-    # one constant for both, so that skills can be compared
-    constants = {task: reference.scores[seeds[0]][task] for task in tasks}
-    skills = [[_find_skills(arm.scores[seed], constants) for seed in seeds] for arm in (own, reference)]
-    means = [[average_skills(each.values()) for each in part] for part in skills]
-    drawn = [[_find_skill_draws(arm.scores[seed], constants) for seed in seeds] for arm in (own, reference)]
-    differences = [None if one is None or other is None else one - other for one, other in zip(*drawn, strict=True)]
-    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in product(*means)]
+        term_draws[task] = _average_seeds([find_delta_draws(one, other) for one, other in pairs], chosen)
+    # of each seed with one constant for both, so that skills can be compared
+    shared = [
+        share_constants({"own": own.scores[seed], "reference": reference.scores[seed]}, ["reference"]) for seed in seeds
+    ]
+    means = {name: [average_skills(pair[name][task].skill for task in tasks) for pair in shared] for name in shared[0]}
+    drawn = {name: [mean_skill_draws(pair[name], tasks) for pair in shared] for name in shared[0]}
+    differences = [
+        None if one is None or other is None else one - other
+        for one, other in zip(drawn["own"], drawn["reference"], strict=True)
+    ]
     return Against(
         own.name, reference.name, seeds, terms,
         {task: _interval(draws) for task, draws in term_draws.items()},
-        _mean(list(terms.values())), _interval(_mean_draws(list(term_draws.values()))),
-        {left_out: _mean([term for task, term in terms.items() if task != left_out]) for left_out in tasks}
+        average_all(list(terms.values())), _interval(average_draws(list(term_draws.values()))),
+        {left_out: average_all([term for task, term in terms.items() if task != left_out]) for left_out in tasks}
         if len(tasks) > 1 else {},
-        statistics.fmean(a - b for a, b in zip(*means, strict=True)),
+        statistics.fmean(a - b for a, b in zip(means["own"], means["reference"], strict=True)),
         _interval(_average_seeds(differences, chosen)),
-        statistics.fmean(wins) if len(seeds) > 1 else None,
+        find_probability(means["own"], means["reference"]),
     )  # fmt: skip
 
 
@@ -166,7 +178,7 @@ def measure_recovery(own: ArmResults, start: ArmResults, goal: ArmResults) -> fl
         terms = [
             find_delta(arm.scores[seed][task], start.scores[seed][task]) for seed in seeds for task in arm.expected
         ]
-        parts.append(_mean(terms))
+        parts.append(average_all(terms))
     return parts[0] / parts[1] if None not in parts and parts[1] and parts[1] > 0 else None
 
 
@@ -180,52 +192,12 @@ def _count_draws(own: ArmResults, seeds: Sequence[int], tasks: Sequence[str]) ->
     return 0 if draws is None else len(draws)
 
 
-def _find_delta_draws(one: TaskResult, other: TaskResult) -> np.ndarray | None:
-    if one.draws is None or other.draws is None or len(one.draws) != len(other.draws):
-        return None
-    quotient = np.divide(
-        one.draws - other.draws, other.draws, out=np.full_like(one.draws, np.nan), where=other.draws > 0
-    )
-    return one.sign * 100 * quotient
-
-
 def _average_seeds(parts: Sequence[np.ndarray | None], chosen: np.ndarray) -> np.ndarray | None:
     """In each draw the mean over the seeds that count in it."""
     if not parts or any(part is None for part in parts):
         return None
     stacked = np.stack([part for part in parts if part is not None])
     return stacked[chosen, np.arange(stacked.shape[1])[:, None]].mean(axis=1)
-
-
-def _find_skills(results: Mapping[str, TaskResult], constants: Mapping[str, TaskResult]) -> dict[str, float | None]:
-    found = {}
-    for task, reference in constants.items():
-        score, constant = results[task].score, reference.constant
-        found[task] = None if score is None or constant is None else results[task].task.skill(score, constant)
-    return found
-
-
-def _find_skill_draws(results: Mapping[str, TaskResult], constants: Mapping[str, TaskResult]) -> np.ndarray | None:
-    parts = []
-    for task, reference in constants.items():
-        own, constant = results[task].draws, reference.constant_draws
-        if own is None:
-            return None
-        if results[task].task.better == "higher":
-            parts.append(own)
-        elif constant is None:
-            return None
-        else:
-            parts.append(np.maximum(1 - own / constant, LEAST_SKILL))
-    return np.mean(parts, axis=0)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    return statistics.fmean(values) if values and None not in values else None
-
-
-def _mean_draws(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    return None if not parts or any(part is None for part in parts) else np.mean(parts, axis=0)
 
 
 def _interval(values: np.ndarray | None) -> tuple[float, float] | None:

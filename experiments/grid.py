@@ -13,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
-from a2d2.images import read_json
+from a2d2.images import read_json, read_yaml
 from tasks.options import OPTIONS, Closed
 from training.config import Config, ConfigError, config_to_dict, load_config
 from training.files import write_json
@@ -106,6 +105,9 @@ class Study(Closed):
     tuning: Tuning | None = None
     arms: dict[str, Arm] = Field(min_length=1)
     subset: Literal["test", "val"] = Field("test", description="that tables are about; opened by tabulate.py")
+    without: Literal[*OPTIONS] | None = Field(  # type: ignore[valid-type]
+        None, description="task without which Delta-m is given too"
+    )
     comparisons: tuple["Comparison", ...] = ()
     blocks: dict[str, dict[str, Any]] = Field({}, description="options that several arms refer to by YAML's anchors")
 
@@ -293,8 +295,9 @@ class Grid:
             values |= scale_steps(config, share)
         return values
 
-    def list_arguments(self, run: Run, roots: Sequence[str] = (), tuned: bool = True) -> list[str]:
-        """Those of train.py, but for --run; `roots`: those of its pseudo-labels. KeyError like list_overrides."""
+    def list_arguments(self, run: Run, roots: Sequence[str] = (), tuned: bool = True, local: bool = True) -> list[str]:
+        """Those of train.py, but for --run; `roots`: those of its pseudo-labels; `local`: with files that lie elsewhere
+        on every machine. KeyError like list_overrides."""
         arm = self.study.arms[run.arm]
         base = arm.base or self.study.base
         values = self.list_overrides(run, tuned) | {"run": run.name}
@@ -302,7 +305,7 @@ class Grid:
             values |= {"data.pseudo.roots": list(roots) or ["pseudo"]}
         overrides = write_overrides(values)
         encoder = self._load(base, overrides).model.encoder
-        if encoder.pretrained and encoder.name in self.weights:
+        if local and encoder.pretrained and encoder.name in self.weights:
             overrides.append(f"model.encoder.weights={json.dumps(self.weights[encoder.name])}")
         return ["--config", base, *overrides]
 
@@ -368,11 +371,9 @@ def scale_steps(config: Config, share: float) -> dict[str, Any]:
 def read_grid(path: Path, weights: Mapping[str, str] | None = None, results: Path | None = None) -> Grid:
     """GridError for a file that cannot be read, or is no grid; all problems at once."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GridError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GridError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise GridError(str(error)) from error
     try:
         study = Study.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:

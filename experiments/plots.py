@@ -11,9 +11,7 @@ from matplotlib import pyplot
 
 from a2d2.images import whole_path
 from experiments.analysis import Against, Study
-
-WIDTH = 7.16  # inches, of a page of two columns
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by all (Okabe and Ito)
+from pictures.curves import COLORS, PAGE_WIDTH
 
 
 def draw_plots(study: Study, folder: Path) -> list[Path]:
@@ -37,7 +35,7 @@ def draw_comparison(study: Study, found: Sequence[Against], title: str) -> pyplo
     """Delta-m of each arm, and its terms task by task, with 95 % intervals."""
     tasks = [name for name in study.grid.tasks if any(name in each.terms for each in found)]
     figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(WIDTH, 0.9 + 0.42 * len(found)), sharey=True, width_ratios=(1, 1.3), layout="constrained"
+        1, 2, figsize=(PAGE_WIDTH, 0.9 + 0.42 * len(found)), sharey=True, width_ratios=(1, 1.3), layout="constrained"
     )
     reference = study.arms[found[0].reference].arm.title
     for row, each in enumerate(found):

@@ -70,6 +70,7 @@ from experiments.cost import CostCounter, Work
 from experiments.grid import Grid, GridError, Run, SyntheticSet, read_grid
 from scoring.table import layout
 from training.log import describe_machine
+from training.sampling import parse_assignment
 
 SCRIPTS = ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle")
 NOT_FINITE = "is not finite"  # a failure that is a result
@@ -153,9 +154,9 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
     config = grid.resolve(run, roots)
     command = list_training_command(grid, run, roots, folder, worker.device)
     result: dict[str, Any] = {
-        "command": shlex.join(["python", *command]),
+        "command": shlex.join(["python", "train.py", *grid.list_arguments(run, roots, local=False)]),
         "cost": {"cycles": work.cycles, "images": work.images, "flops": work.flops} | {"teachers": work.teacher_flops},
-        "made": describe_machine(),
+        "made": {key: value for key, value in describe_machine().items() if key != "system"},
     }
     try:
         worker.call(command, log)
@@ -169,16 +170,11 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
         name: {key: score[key] for key in ("headline", "score", "constant", "skill", "frames")}
         for name, score in best["scores"].items()
     }
-    labels = {name: len(names) for name, names in read_assignment(folder).items()}
+    assignment = parse_assignment((folder / "assignment.json").read_text(encoding="utf-8"))
+    labels = {name: len(names) for name, names in assignment.items()}
     result |= {"failed": None, "skill": best["skill"], "step": best["step"], "labels": labels, "val": scores}
     assert set(scores) == set(config.tasks), (run.name, set(scores))
     grid.write_result(run, result)
-
-
-def read_assignment(folder: Path) -> dict[str, list[str]]:
-    from training.sampling import parse_assignment
-
-    return parse_assignment((folder / "assignment.json").read_text(encoding="utf-8"))
 
 
 def list_training_command(grid: Grid, run: Run, roots: Sequence[str], folder: Path, device: str) -> list[str]:

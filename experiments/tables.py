@@ -67,7 +67,7 @@ def list_comparison(
     study: Study, found: Sequence[Against], goal: ArmResults | None
 ) -> tuple[list[str], list[list[str]]]:
     tasks = [name for name in study.grid.tasks if any(name in each.terms for each in found)]
-    left_out = "detection" if "detection" in tasks and len(tasks) > 1 else None
+    left_out = study.grid.study.without if len(tasks) > 1 and study.grid.study.without in tasks else None
     header = ["arm", "seeds", *(f"{name} %" for name in tasks), "Delta-m %", "95 % interval"]
     header += [f"without {left_out} %"] * bool(left_out) + ["skill", "95 % interval", "P(A > B)"]
     header += ["of the way"] * (goal is not None)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from a2d2.console import allow_any_text
 from a2d2.derive import STOPPING_ERRORS
-from a2d2.frames import list_frames, report_path
+from a2d2.frames import NO_SCENES, list_frames, listing_path, report_path
 from a2d2.images import lock_folder, read_json, sweep_temporary, write_json
 from a2d2.imported import (
     VIEW,
@@ -50,7 +50,6 @@ from a2d2.predictions import PICTURES
 from preprocessing import _pool
 
 MASKS = frozenset((".png", ".bmp", ".tif", ".tiff", ".gif"))  # formats that keep every value
-LISTED = "pictures.json"  # in the dataset: which frame is which picture
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,12 +138,12 @@ def match_files(option: str, folder: Path | None, endings: frozenset, pictures: 
 
 def read_listed(out: Path) -> dict[str, str]:
     try:
-        content = read_json(out / LISTED)
+        content = read_json(listing_path(out))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise StopRunError(
-            f"{out / LISTED} is damaged ({error}): put it back, or import into another folder"
+            f"{listing_path(out)} is damaged ({error}): put it back, or import into another folder"
         ) from error
     return content
 
@@ -159,7 +158,7 @@ def write_dataset_json(out: Path, size: tuple[int, int], kinds: dict, overwrite:
             found = read_json(path)
         except FileNotFoundError:
             found = {}
-            if any(entry.name not in ("reports", LISTED) for entry in out.iterdir()):
+            if any(entry.name not in (*NO_SCENES, listing_path(out).name) for entry in out.iterdir()):
                 raise StopRunError(f"--out {out} is not empty, and no preprocessed dataset; name another") from None
         except ValueError as error:
             raise StopRunError(f"{path} is no JSON file ({error}); import into another folder") from error
@@ -183,7 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out
     write_dataset_json(out, target.size, kinds, arguments.overwrite)
     sweep_temporary(out)
-    write_json(out / LISTED, read_listed(out) | {str(job.frame): job.key for job in jobs})
+    write_json(listing_path(out), read_listed(out) | {str(job.frame): job.key for job in jobs})
     there = {
         kind: set(list_frames(out, kind, (VIEW,), empty=False))
         for kind in (target.image_kind, *kinds)

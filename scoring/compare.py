@@ -122,7 +122,8 @@ def _average(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _average_draws(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+def average_draws(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The mean in each draw; None if one has no draws."""
     if not parts or any(part is None for part in parts):
         return None
     return np.mean(parts, axis=0)
@@ -147,8 +148,8 @@ class Member:
                 own[0].task,
                 _average([each.score for each in own]),
                 _average([each.constant for each in own]),
-                _average_draws([each.draws for each in own]),
-                _average_draws([each.constant_draws for each in own]),
+                average_draws([each.draws for each in own]),
+                average_draws([each.constant_draws for each in own]),
             )
         return cls(name, runs, tasks)
 
@@ -178,10 +179,10 @@ def compare_with_baseline(
         rows[name] = {
             "tasks": tasks,
             "terms": terms,
-            "delta_m": _mean_of_all(list(terms.values())),
+            "delta_m": average_all(list(terms.values())),
             "interval": _find_delta_interval(member, reference, tasks),
             "without": {
-                left_out: _mean_of_all([term for task, term in terms.items() if task != left_out])
+                left_out: average_all([term for task, term in terms.items() if task != left_out])
                 for left_out in tasks
                 if len(tasks) > 1
             },
@@ -193,22 +194,22 @@ def compare_with_baseline(
     return {"baselines": list(baselines), "rows": rows}
 
 
-def _mean_of_all(terms: list[float | None]) -> float | None:
+def average_all(terms: Sequence[float | None]) -> float | None:
+    """The mean; None if one is not known."""
     return statistics.fmean(terms) if terms and None not in terms else None
 
 
+def find_delta_draws(result: TaskResult, baseline: TaskResult) -> np.ndarray | None:
+    """The term of one task in Delta-m in each draw; NaN where that of the baseline is 0, None without draws."""
+    own, other = result.draws, baseline.draws
+    if own is None or other is None or len(own) != len(other):
+        return None
+    return result.sign * 100 * np.divide(own - other, other, out=np.full_like(own, np.nan), where=other > 0)
+
+
 def _find_delta_interval(member: Member, reference: Member, tasks: list[str]) -> tuple[float, float] | None:
-    draws = []
-    for task in tasks:
-        own, other = member.tasks[task].draws, reference.tasks[task].draws
-        if own is None or other is None:
-            return None
-        draws.append(
-            member.tasks[task].sign
-            * 100
-            * np.divide(own - other, other, out=np.full_like(own, np.nan), where=other > 0)
-        )
-    return find_interval(np.mean(draws, axis=0)) if draws else None
+    draws = average_draws([find_delta_draws(member.tasks[task], reference.tasks[task]) for task in tasks])
+    return None if draws is None else find_interval(draws)
 
 
 def _find_difference(own: np.ndarray | None, other: np.ndarray | None) -> tuple[float, float] | None:
@@ -255,7 +256,7 @@ def compare_pairs(results: Results, groups: Mapping[str, list[str]]) -> list[dic
                     "task": task,
                     "difference": a.score - b.score,
                     "interval": _find_difference(a.draws, b.draws),
-                    "probability": _find_probability(
+                    "probability": find_probability(
                         [a.sign * results[run][task].score for run in one.runs if task in results[run]],
                         [a.sign * results[run][task].score for run in other.runs if task in results[run]],
                     ),
@@ -277,13 +278,14 @@ def compare_pairs(results: Results, groups: Mapping[str, list[str]]) -> list[dic
                     "interval": _find_difference(
                         mean_skill_draws(one.tasks, skilled), mean_skill_draws(other.tasks, skilled)
                     ),
-                    "probability": _find_probability(*skills),
+                    "probability": find_probability(*skills),
                 }
             )
     return rows
 
 
-def _find_probability(first: Sequence[float], second: Sequence[float]) -> float | None:
+def find_probability(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The share of pairs in which that of the first is greater, where equal ones count half; None for single scores."""
     if len(first) < 2 and len(second) < 2:
         return None
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in product(first, second)]

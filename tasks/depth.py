@@ -21,7 +21,7 @@ from a2d2.lidar import DEPTH_SCALE
 from models.heads import DepthHead
 from tasks.drawing import View, show_image, show_map, write_note
 from tasks.options import DepthOptions, DepthProtocol
-from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, average_rows, load_file, widen
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, average_rows, load_file, load_gray, widen
 
 RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for scores by distance
 COLORS = "viridis_r"  # near is bright
@@ -273,10 +273,7 @@ class Depth(Task):
             metres = self.load_prediction(frame.path(self.kind), about[self.kind], own, own).numpy()
         except FileNotFoundError:
             return None
-        path = frame.path(self.confidence_kind)
-        stored = load_file(path, read_depth_png)
-        if stored is None or stored.shape != metres.shape:
-            raise ValueError(f"{path} is missing, or of another size than {frame.path(self.kind)}; make both again")
+        stored = load_gray(frame.path(self.confidence_kind), metres.shape)
         return {"metres": metres, "spread": stored.astype(np.float32) / DEPTH_SCALE}
 
     def transform_soft(self, said: dict[str, np.ndarray], geometry: Geometry) -> SoftTarget:

@@ -539,17 +539,9 @@ class Detection(Task):
             return self.options
         return self.options.model_copy(update={"classes": find_common_classes(given) or "all"})
 
-    def find_label_conflict(self, about: Mapping[str, Any]) -> str | None:
-        given = tuple(about.get("classes", ()))
-        wanted = () if self.vocabulary is OBJECT_CLASSES else self.vocabulary
-        if given == wanted:
-            return None
-        named = ", ".join(given) or "those of A2D2"
-        own = ", ".join(wanted) or "those of A2D2"
-        return (
-            f"its boxes have the classes {named}, and {own} are expected; tasks.detection.classes: root takes those of "
-            "a dataset"
-        )
+    @property
+    def foreign_classes(self) -> tuple[str, ...]:
+        return () if self.vocabulary is OBJECT_CLASSES else self.vocabulary
 
     def load(self, frame: Frame) -> list[dict] | None:
         content = load_json(frame.path(self.kind), "boxes")
@@ -857,9 +849,7 @@ class Detection(Task):
         if not isinstance(self.box_coder, DenseBoxCoder):
             return "the box grid cannot learn dense soft targets: take tasks.detection.pseudo.targets=boxes"
         own = {"size": list(size), "strides": list(self._strides), "classes": list(self.names)}
-        given = about.get(DENSE_KIND)
-        if given is None:
-            return f"they have none of {self.name}"
+        given = about[DENSE_KIND]
         if differing := [name for name in own if own[name] != given.get(name)]:
             name = differing[0]
             return (

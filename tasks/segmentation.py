@@ -17,11 +17,11 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from a2d2.classes import IGNORE, choose_colours, load_grouping, map_classes
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
-from a2d2.images import encode_npy, encode_png, read_depth_png
+from a2d2.images import encode_npy, encode_png
 from models.heads import MapHead
 from tasks.drawing import FALSE, Entry, View, show_map, write_note
 from tasks.options import SegmentationOptions, TaskProtocol
-from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_classes, load_file, widen
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_classes, load_file, load_gray, widen
 
 PROBABILITY_SCALE = 65535  # of a stored probability of 1
 LEAST_SHARE = 1e-3  # of the training pixels: rarer classes are weighted like a class with this share
@@ -180,17 +180,9 @@ class Segmentation(Task):
         classes = {name: tuple(colour) for name, colour in zip(names, colours, strict=True)}
         return self.options.model_copy(update={"classes": classes})
 
-    def find_label_conflict(self, about: Mapping[str, Any]) -> str | None:
-        given = tuple(about.get("classes", ()))
-        wanted = () if isinstance(self.options.classes, str) else self.grouping.names
-        if given == wanted:
-            return None
-        named = ", ".join(given) or "those of A2D2"
-        own = ", ".join(wanted) or "those of A2D2"
-        return (
-            f"its masks have the classes {named}, and {own} are expected; tasks.segmentation.classes: root takes those "
-            "of a dataset"
-        )
+    @property
+    def foreign_classes(self) -> tuple[str, ...]:
+        return () if isinstance(self.options.classes, str) else self.grouping.names
 
     def load(self, frame: Frame) -> UInt8[np.ndarray, "H W"] | None:
         try:
@@ -372,10 +364,7 @@ class Segmentation(Task):
             classes = self.load_prediction(frame.path(self.kind), about[self.kind], own, own).numpy()
         except FileNotFoundError:
             return None
-        path = frame.path(self.confidence_kind)
-        stored = load_file(path, read_depth_png)
-        if stored is None or stored.shape != classes.shape:
-            raise ValueError(f"{path} is missing, or of another size than {frame.path(self.kind)}; make both again")
+        stored = load_gray(frame.path(self.confidence_kind), classes.shape)
         return {"classes": classes, "probability": stored.astype(np.float32) / PROBABILITY_SCALE}
 
     def transform_soft(self, said: dict[str, np.ndarray], geometry: Geometry) -> SoftTarget:

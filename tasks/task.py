@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, UInt16
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from a2d2.dataset import Geometry
 from a2d2.frames import Frame
-from a2d2.images import read_json
+from a2d2.images import read_depth_png, read_json
 from tasks.drawing import Entry, View, arrange, draw_legend
 from tasks.options import TaskOptions, TaskProtocol
 
@@ -42,6 +42,15 @@ def load_file(path: Path, read: Callable[[Path], Any]) -> Any | None:
         return None
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run preprocessing again") from error
+
+
+def load_gray(path: Path, shape: tuple[int, ...]) -> UInt16[np.ndarray, "H W"]:
+    """The 16-bit map that says how sure another map of this shape is. ValueError if it is missing, damaged or of
+    another shape."""
+    stored = load_file(path, read_depth_png)
+    if stored is None or stored.shape != shape:
+        raise ValueError(f"{path} is missing, or of another size than the map beside it; make both again")
+    return stored
 
 
 def load_json(path: Path, *keys: str) -> dict | None:
@@ -147,9 +156,22 @@ class Task(ABC):
         dataset that has labels of this kind says of them. ValueError for datasets of different classes."""
         return self.options
 
+    @property
+    def foreign_classes(self) -> tuple[str, ...]:
+        """The classes by id, where they are those of another dataset; () for A2D2's, and for a task without classes."""
+        return ()
+
     def find_label_conflict(self, about: Mapping[str, Any]) -> str | None:
-        """Why labels that a dataset.json describes so cannot be read; None if they can."""
-        return None
+        """Why labels that a dataset.json describes so cannot be read, because their ids mean other classes; None if
+        they can."""
+        given, wanted = tuple(about.get("classes", ())), self.foreign_classes
+        if given == wanted:
+            return None
+        named, own = (", ".join(names) or "those of A2D2" for names in (given, wanted))
+        return (
+            f"its labels of {self.name} have the classes {named}, and {own} are expected; tasks.{self.name}.classes: "
+            "root takes those of a dataset"
+        )
 
     @abstractmethod
     def load(self, frame: Frame) -> Any | None:
@@ -325,10 +347,8 @@ class Task(ABC):
         return {self.kind: self.describe_files(), self.confidence_kind: {}}
 
     def find_soft_conflict(self, about: Mapping[str, Mapping[str, Any]], size: tuple[int, int]) -> str | None:
-        """Why this task cannot learn from files that were described so, by kind, with its options and an input of
-        (width, height) `size`; None if it can."""
-        if self.kind not in about:
-            return f"they have none of {self.name}"
+        """Why this task cannot learn from files of its `soft_kind` and others that were described so, by kind, with its
+        options and an input of (width, height) `size`; None if it can."""
         return self.find_file_conflict(about[self.kind])
 
     @abstractmethod

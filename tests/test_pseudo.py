@@ -406,7 +406,7 @@ def test_a_task_alone_has_the_labels_that_it_has_among_others(folder):
         others = [f"tasks.{other}=null" for other in TASKS if other != name]
         alone = train.prepare(load_config(config, [f"data.labels={ALL}", *others], OPTIONS))
         assert alone.assignment[name] == together.assignment[name]
-        assert len(alone.assignment[name]) < len(alone.labels[name] & set(alone.frames)) or name == "steering"
+        assert len(alone.assignment[name]) < len(alone.labels[name] & set(alone.frames))
         with pytest.raises(ConfigError, match="would keep every label"):
             load_config(config, ["data.labels=one_task", *others], OPTIONS)
 

@@ -120,7 +120,16 @@ ALLOWED = {
     "preprocessing": {"preprocessing", "a2d2", "_common"},
     "scoring": {"scoring", "a2d2", "tasks", "training", "experiment"},
     "pictures": {"pictures", "scoring", "a2d2", "tasks", "training", "experiment"},
-    "experiments": {"experiments", "scoring", "a2d2", "tasks", "training", "experiment", "evaluate", "_common"},
+    "experiments": {
+        "experiments",
+        "pictures",
+        "scoring",
+        "a2d2",
+        "tasks",
+        "training",
+        "experiment",
+        "evaluate",
+    },
 }
 
 

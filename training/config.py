@@ -487,12 +487,12 @@ class Config(Closed):
     @classmethod
     def check_update(cls, train, info):
         data = info.data.get("data")
-        taught = train.mean_teacher is not None or (data is not None and data.pseudo is not None)
-        if taught and train.mean_teacher is not None and data is not None and data.pseudo is not None:
+        ways = [train.mean_teacher, None if data is None else data.pseudo]
+        if None not in ways:
             raise ValueError(
                 "mean_teacher is one way to learn without labels and data.pseudo another: take one of them"
             )
-        if taught and train.update == "async":
+        if train.update == "async" and any(way is not None for way in ways):
             raise ValueError("update: async has no use for data.pseudo and mean_teacher; take update: cycle")
         if train.update == "cycle":
             if train.groups:

@@ -45,6 +45,11 @@ def name_soft(name: str) -> str:
     return f"{name}/pseudo"
 
 
+def find_task(key: str) -> str:
+    """The task of a loss, from its key."""
+    return key.partition("/")[0]
+
+
 @dataclass(frozen=True)
 class _Loss:
     """`rows`: of a micro-batch, those with a row in `target`; `measure`: the loss of an output on the target."""

@@ -254,7 +254,7 @@ class Stream:
     factors: tuple[float, ...] | None = None
 
     def list_names(self, step: int) -> tuple[str, ...]:
-        """Whose labels a frame brings in this step; none: the stream rests, unless it is that of PSEUDO."""
+        """Whose labels a frame brings in this step; none: the stream rests, unless it brings no labels at all."""
         if self.name in self.active and not is_active(self.active[self.name], step):
             return ()
         return tuple(name for name in self.brings if is_active(self.active.get(name, (0, None)), step))
@@ -299,7 +299,7 @@ def build_streams(
     more = [Stream(PSEUDO, left, (), unlabelled_batch, active)] if left else []
     if regime == "symmetric":
         assert isinstance(micro_batch, int), micro_batch
-        return [Stream("all", tuple(next(iter(assignment.values()))), names, micro_batch, active), *more]
+        return [Stream("all", tuple(sorted(drawn)), names, micro_batch, active), *more]
     alone = regime in ("one_task", "one_at_a_time")
     return [
         Stream(
@@ -408,7 +408,7 @@ class CycleSampler:
         for stream in self.streams:
             names = stream.list_names(step)
             taught = () if self.teaching is None else self.teaching.list_names(step, stream.active)
-            if names or (stream.name == PSEUDO and taught):
+            if names or (taught and not stream.brings):
                 found.append((stream, (names, taught) if taught else (names,)))
         return found
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from training.balancing import Balancer, NonFiniteError, Normaliser
-from training.cycle import Cycle, CycleBackward, GradientRows, Reading, count_labels, name_soft
+from training.cycle import Cycle, CycleBackward, GradientRows, Reading, count_labels, find_task, name_soft
 
 SHARED = "encoder"  # in the config, the group of all that no head owns
 Measures = dict[str, int | float]
@@ -124,7 +124,7 @@ class CycleUpdate(Update):
             norm = math.sqrt(max(reading.square + shares.pop("square"), 0.0))
             self._clip(norm)
             self.optimizer.step()
-            weights = {key: weight * shares[key.partition("/")[0]] for key, weight in weights.items()}
+            weights = {key: weight * shares[find_task(key)] for key, weight in weights.items()}
         if rows is not None and self.balance.gradient_method is None:
             self.rows = None  # they were measured once, and are not needed in every cycle
         # methods balance by the losses on true labels; what is learned of teachers goes where these go
@@ -161,7 +161,7 @@ class CycleUpdate(Update):
         """The weight of each task's gradient in the shared one, which is set; and under "square" the shared one's
         squared norm as far as it is not in the reading's. Adds what the Gramian says to the measures."""
         if rows is None or reading.gramian is None:
-            return {key.partition("/")[0]: 1.0 for key in reading.losses} | {"square": 0.0}
+            return {find_task(key): 1.0 for key in reading.losses} | {"square": 0.0}
         names = list(rows.rows)
         method = self.balance.gradient_method
         shares = dict.fromkeys(names, 1.0) if method is None else method.weigh(number, names, reading.gramian)
