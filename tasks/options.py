@@ -165,7 +165,7 @@ def check_classes(value: Any) -> Any:
             raise ValueError("names a class twice")
         return tuple(value)
     if not (isinstance(value, dict) and value and all(isinstance(group, list | tuple) for group in value.values())):
-        raise ValueError(f"must be {', '.join(OBJECT_GROUPINGS)}, root, or a mapping {{group: [class, ...], ...}}")
+        raise ValueError(f"must be {', '.join(OBJECT_GROUPINGS)}, or a mapping {{group: [class, ...], ...}}, or root")
     group_of: dict[int, str] = {}
     for group, members in value.items():
         if not members:
