@@ -250,14 +250,15 @@ def describe_plan(grid: Grid, runs: Sequence[Run]) -> str:
 def run_all(grid: Grid, runs: Sequence[Run], worker: Worker, jobs: int) -> int:
     """Train all runs, those that others wait for first; returns how many were trained."""
     counter = CostCounter(grid)
-    left = [run for run in runs if not is_done(grid, run)]
+    done = {run.name for run in runs if is_done(grid, run)}  # asked once: an answer reads all configs behind a run
+    left = [run for run in runs if run.name not in done]
     total = sum(counter.count(run, tuned=False).images for run in left)
     trained = 0
     pool, busy = ThreadPoolExecutor(jobs), {}
     with tqdm(total=total, desc="images", unit="image", unit_scale=True) as bar:
         try:
             while left or busy:
-                ready = [run for run in left if all(is_done(grid, other) for other in grid.list_needed(run))]
+                ready = [run for run in left if all(other.name in done for other in grid.list_needed(run))]
                 for run in ready[: jobs - len(busy)]:
                     left.remove(run)
                     work = counter.count(run)
@@ -267,6 +268,7 @@ def run_all(grid: Grid, runs: Sequence[Run], worker: Worker, jobs: int) -> int:
                 for future in finished:
                     run, work = busy.pop(future)
                     future.result()
+                    done.add(run.name)
                     trained += 1
                     bar.update(work.images)
                     tqdm.write(describe_result(grid, run))
