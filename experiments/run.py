@@ -248,10 +248,11 @@ def describe_plan(grid: Grid, runs: Sequence[Run]) -> str:
 
 
 def run_all(grid: Grid, runs: Sequence[Run], worker: Worker, jobs: int) -> int:
-    """Train all runs, those that others wait for first; returns how many were trained."""
+    """Train all runs, the first seed of every arm first; returns how many were trained."""
     counter = CostCounter(grid)
     done = {run.name for run in runs if is_done(grid, run)}  # asked once: an answer reads all configs behind a run
     left = [run for run in runs if run.name not in done]
+    left.sort(key=lambda run: run.seed)  # all arms by seed, so that a stopped grid has whole comparisons
     total = sum(counter.count(run, tuned=False).images for run in left)
     trained = 0
     pool, busy = ThreadPoolExecutor(jobs), {}
