@@ -90,7 +90,7 @@ class Study:
 
 def gather_study(grid: Grid, counter: CostCounter) -> Study:
     """All that there is, on the grid's subset where every finished run has been scored on it, else as validated."""
-    runs = [run for run in grid.list_runs() if run.setting is None]
+    runs = [run for run in grid.list_runs() if not run.is_tuning]
     results: dict[str, dict[str, Any] | None] = {}
     for run in runs:
         try:

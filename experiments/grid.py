@@ -23,6 +23,16 @@ from training.run import list_deciding_options
 
 FORMAT = 1  # of results
 SHARED = "shared"  # the network of all tasks; a network of one task has that task's name
+OWN = (
+    "format",
+    "digest",
+    "arm",
+    "network",
+    "seed",
+    "setting",
+    "finalist",
+    "options",
+)  # in a result, what names its run
 LOCAL = ("model.encoder.weights", "data.pseudo.roots")  # where a file lies decides nothing
 
 
@@ -70,10 +80,29 @@ class GivenSet(Closed):
 
 
 class Tuning(Closed):
-    """`settings`: options of a config that are tried, each in a run of `share` of the steps with the first seed."""
+    """`settings`: options of a config that are tried, each in a run of `share` of the steps with the first seed.
+    `finals`: an option whose values are tried again in whole runs, each with the setting that was the best of those
+    that have it; null: the best of all settings is taken. A rate that is the best of a short run can be too high for a
+    whole one."""
 
     share: Annotated[float, Field(gt=0, le=1)]
     settings: tuple[dict[str, Any], ...] = Field(min_length=1)
+    finals: str | None = None
+
+    @model_validator(mode="after")
+    def check_finals(self):
+        if self.finals is not None and any(self.finals not in setting for setting in self.settings):
+            raise ValueError(f"finals: every setting must have the option {self.finals}")
+        return self
+
+    def list_finals(self) -> list[list[int]]:
+        """For each run of the second round, the settings that it takes the best of."""
+        if self.finals is None:
+            return []
+        groups: dict[str, list[int]] = {}
+        for number, setting in enumerate(self.settings):
+            groups.setdefault(json.dumps(setting[self.finals]), []).append(number)
+        return list(groups.values())
 
 
 class Arm(Closed):
@@ -157,19 +186,28 @@ Study.model_rebuild()
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. `network`: SHARED or a task. `setting`: the number of a tuned setting, None for a run of the
-    study itself. `teachers`: the runs that make its pseudo-labels."""
+    """One training run. `network`: SHARED or a task. `setting`: the number of a tuned setting, `finalist`: that of a
+    run of the second round of tuning, both None for a run of the study itself. `teachers`: the runs that make its
+    pseudo-labels."""
 
     arm: str
     network: str
     seed: int
     tasks: tuple[str, ...]
     setting: int | None = None
+    finalist: int | None = None
     teachers: tuple["Run", ...] = ()
 
     @property
+    def is_tuning(self) -> bool:
+        return self.setting is not None or self.finalist is not None
+
+    @property
     def name(self) -> str:
-        kind = f"seed{self.seed}" if self.setting is None else f"setting{self.setting}"
+        if self.setting is not None:
+            kind = f"setting{self.setting}"
+        else:
+            kind = f"seed{self.seed}" if self.finalist is None else f"finalist{self.finalist}"
         return f"{self.arm}.{self.network}.{kind}"
 
 
@@ -182,25 +220,37 @@ class Grid:
     study: Study
     results: Path
     weights: Mapping[str, str] = field(default_factory=dict)
+    _configs: dict[tuple[str, ...], Config] = field(default_factory=dict)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self._load(self.study.base, []).tasks)
 
     def _load(self, base: str, overrides: Sequence[str]) -> Config:
-        try:
-            return load_config(base, [*overrides], OPTIONS)
-        except ConfigError as error:
-            raise GridError(f"{self.path}: {error}") from error
+        key = (base, *overrides)
+        if key not in self._configs:
+            try:
+                self._configs[key] = load_config(base, [*overrides], OPTIONS)
+            except ConfigError as error:
+                raise GridError(f"{self.path}: {error}") from error
+        return self._configs[key]
 
     def list_runs(self) -> list[Run]:
         """All runs, those that others wait for first."""
         runs: dict[str, Run] = {}
         for name, arm in self.study.arms.items():
             if arm.tuned == name:
-                for setting in range(self.count_settings()):
-                    for run in self._list_networks(name, arm, arm.seeds[0], setting):
-                        runs.setdefault(run.name, run)
+                first = (
+                    run
+                    for setting in range(self.count_settings())
+                    for run in self._list_networks(name, arm, arm.seeds[0], setting)
+                )
+                second = (
+                    run
+                    for finalist in range(len(self._list_finals()))
+                    for run in self._list_networks(name, arm, arm.seeds[0], finalist=finalist)
+                )
+                runs |= {run.name: run for run in (*first, *second)}
         waiting = dict(self.study.arms)
         while waiting:
             ready = [
@@ -216,7 +266,9 @@ class Grid:
                         runs[run.name] = run
         return list(runs.values())
 
-    def _list_networks(self, name: str, arm: Arm, seed: int, setting: int | None = None) -> Iterator[Run]:
+    def _list_networks(
+        self, name: str, arm: Arm, seed: int, setting: int | None = None, finalist: int | None = None
+    ) -> Iterator[Run]:
         tasks = arm.tasks or self.tasks
         networks = {SHARED: tasks} if arm.networks == "shared" else {task: (task,) for task in tasks}
         for network, own in networks.items():
@@ -224,10 +276,13 @@ class Grid:
             if arm.teachers is not None:
                 others = self._list_networks(arm.teachers, self.study.arms[arm.teachers], seed)
                 teachers = tuple(other for other in others if set(other.tasks) & set(own))
-            yield Run(name, network, seed, own, setting, teachers)
+            yield Run(name, network, seed, own, setting, finalist, teachers)
 
     def count_settings(self) -> int:
         return 0 if self.study.tuning is None else len(self.study.tuning.settings)
+
+    def _list_finals(self) -> list[list[int]]:
+        return [] if self.study.tuning is None else self.study.tuning.list_finals()
 
     def _find_calibrator(self, arm: Arm) -> str | None:
         """The arm that the teachers of an arm are calibrated by."""
@@ -248,17 +303,25 @@ class Grid:
         return [*self.list_tuning(run), *run.teachers, *(each for each in calibrations if each is not None)]
 
     def list_tuning(self, run: Run) -> list[Run]:
-        """The runs that decide its tuned options; none for a run of tuning, and for an arm that is not tuned."""
+        """The runs that decide its tuned options: for a run of the study those of the last round, for one of the second
+        round those of the first; none for a run of the first, and for an arm that is not tuned."""
         arm = self.study.arms[run.arm]
         if run.setting is not None or arm.tuned is None:
             return []
-        tuned = self.study.arms[arm.tuned]
-        everyone = [
-            other
-            for setting in range(self.count_settings())
-            for other in self._list_networks(arm.tuned, tuned, tuned.seeds[0], setting)
-        ]
-        return [other for other in everyone if other.network == run.network]
+        tuned, groups = self.study.arms[arm.tuned], self._list_finals()
+        seed = tuned.seeds[0]
+        if run.finalist is None and groups:
+            candidates = [
+                other
+                for finalist in range(len(groups))
+                for other in self._list_networks(arm.tuned, tuned, seed, finalist=finalist)
+            ]
+        else:
+            settings = range(self.count_settings()) if run.finalist is None else groups[run.finalist]
+            candidates = [
+                other for setting in settings for other in self._list_networks(arm.tuned, tuned, seed, setting)
+            ]
+        return [other for other in candidates if other.network == run.network]
 
     def find_best_setting(self, run: Run) -> int | None:
         """The setting with the best validation score; None for an arm that is not tuned. KeyError if one is missing."""
@@ -270,7 +333,7 @@ class Grid:
             result = self.read_result(other)
             if result is None:
                 raise KeyError(other.name)
-            skills[other.setting] = -float("inf") if result["skill"] is None else result["skill"]
+            skills[self.find_best_setting(other)] = -float("inf") if result["skill"] is None else result["skill"]
         return max(skills, key=lambda setting: skills[setting])
 
     def list_overrides(self, run: Run, tuned: bool = True) -> dict[str, Any]:
@@ -336,11 +399,24 @@ class Grid:
         whole = isinstance(content, dict) and content.get("format") == FORMAT
         return content if whole and content.get("digest") == self.digest(run) else None
 
+    def find_twin(self, run: Run) -> Run | None:
+        """A run that is done and was trained with the very same config: of tuning and of the study itself there may be
+        two names for one. KeyError like digest."""
+        digest = self.digest(run)
+        for other in self.list_runs():
+            alike = (other.network, other.seed, other.is_tuning) == (run.network, run.seed, not run.is_tuning)
+            try:
+                if alike and self.read_result(other) is not None and self.digest(other) == digest:
+                    return other
+            except KeyError:
+                continue
+        return None
+
     def write_result(self, run: Run, content: Mapping[str, Any]) -> None:
         self.results.mkdir(parents=True, exist_ok=True)
-        about = {"format": FORMAT, "digest": self.digest(run), "arm": run.arm, "network": run.network}
-        about |= {"seed": run.seed, "setting": run.setting, "options": self.list_overrides(run)}
-        write_json(self.result_path(run), about | dict(content))
+        names = (run.arm, run.network, run.seed, run.setting, run.finalist)
+        about = (FORMAT, self.digest(run), *names, self.list_overrides(run))
+        write_json(self.result_path(run), dict(zip(OWN, about, strict=True)) | dict(content))
 
 
 def write_overrides(values: Mapping[str, Any]) -> list[str]:

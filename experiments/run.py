@@ -54,6 +54,7 @@ if __name__ == "__main__":
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -67,12 +68,13 @@ from tqdm import tqdm
 
 from a2d2.images import read_json
 from experiments.cost import CostCounter, Work
-from experiments.grid import Grid, GridError, Run, SyntheticSet, read_grid
+from experiments.grid import OWN, Grid, GridError, Run, SyntheticSet, read_grid
 from scoring.table import layout
 from training.log import describe_machine
 from training.sampling import parse_assignment
 
 SCRIPTS = ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle")
+WEIGHTS = "best.safetensors"
 NOT_FINITE = "is not finite"  # a failure that is a result
 
 
@@ -148,12 +150,19 @@ def prepare_dataset(dataset: SyntheticSet, worker: Worker) -> None:
 
 
 def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
-    """Train one run and keep its result."""
+    """Train one run and keep its result; one that was trained here under another name is not trained again."""
+    twin = grid.find_twin(run)
+    if twin is not None and (worker.runs / twin.name / WEIGHTS).is_file():
+        copy_run(worker.runs / twin.name, worker.runs / run.name)
+        result = grid.read_result(twin)
+        assert result is not None
+        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN})
+        return
     folder, log = worker.runs / run.name, worker.runs / "logs" / f"{run.name}.log"
     roots = [str(label_frames(grid, teacher, worker)) for teacher in run.teachers]
     config = grid.resolve(run, roots)
     command = list_training_command(grid, run, roots, folder, worker.device)
-    result: dict[str, Any] = {
+    result = {
         "command": shlex.join(["python", "train.py", *grid.list_arguments(run, roots, local=False)]),
         "cost": {"cycles": work.cycles, "images": work.images, "flops": work.flops} | {"teachers": work.teacher_flops},
         "made": {key: value for key, value in describe_machine().items() if key != "system"},
@@ -177,6 +186,18 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
     grid.write_result(run, result)
 
 
+def copy_run(source: Path, folder: Path) -> None:
+    """Copy a run's folder, whole or not at all, over one that is not finished."""
+    if (folder / WEIGHTS).is_file():
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    for leftover in (partial, folder):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    shutil.copytree(source, partial)
+    partial.rename(folder)
+
+
 def list_training_command(grid: Grid, run: Run, roots: Sequence[str], folder: Path, device: str) -> list[str]:
     return ["train.py", *grid.list_arguments(run, roots), f"train.device={device}", "--run", str(folder), "--resume"]
 
@@ -184,7 +205,7 @@ def list_training_command(grid: Grid, run: Run, roots: Sequence[str], folder: Pa
 def label_frames(grid: Grid, teacher: Run, worker: Worker) -> Path:
     """The pseudo-labels of a teacher for the training frames, made if they are not there; the teacher is trained again
     where only its result was kept."""
-    weights = worker.runs / teacher.name / "best.safetensors"
+    weights = worker.runs / teacher.name / WEIGHTS
     log = worker.runs / "logs" / f"{teacher.name}.log"
     if not weights.is_file():
         roots = [str(label_frames(grid, other, worker)) for other in teacher.teachers]
@@ -238,7 +259,7 @@ def describe_plan(grid: Grid, runs: Sequence[Run]) -> str:
     rows = [["arm", "done", "left", "cycles", "images", "TFLOP"]]
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.arm if run.setting is None else f"tuning of {run.arm}", []).append(run)
+        groups.setdefault(f"tuning of {run.arm}" if run.is_tuning else run.arm, []).append(run)
     for name, members in [*groups.items(), ("all", list(runs))]:
         left = [run for run in members if not is_done(grid, run)]
         work = sum((counter.count(run, tuned=False) for run in left), Work())

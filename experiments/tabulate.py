@@ -56,7 +56,7 @@ from evaluate import draw_frames, score_frames
 from experiment import Data, Trained, load_recorded_data, load_trained, pick_device
 from experiments.analysis import KEPT, Study, gather_study
 from experiments.cost import CostCounter
-from experiments.grid import Grid, GridError, Run, read_grid
+from experiments.grid import OWN, Grid, GridError, Run, read_grid
 from experiments.plots import draw_plots
 from experiments.tables import format_study
 from scoring.predictors import make_predictor
@@ -85,9 +85,6 @@ def open_test(grid: Grid, runs: list[Run], arguments: argparse.Namespace) -> lis
         scores = score_run(trained, grid.study.subset, device, arguments)
         grid.write_result(run, {key: value for key, value in result.items() if key not in OWN} | {KEPT: scores})
     return missing
-
-
-OWN = ("format", "digest", "arm", "network", "seed", "setting", "options")  # what write_result adds
 
 
 def find_result(grid: Grid, run: Run) -> dict[str, Any] | None:
@@ -131,7 +128,7 @@ def main(arguments: argparse.Namespace | None = None) -> int:
     try:
         grid = read_grid(arguments.grid, dict(arguments.weights), arguments.results)
         runs = grid.list_runs()
-        final = [run for run in runs if run.setting is None]
+        final = [run for run in runs if not run.is_tuning]
         if not arguments.closed and (missing := open_test(grid, final, arguments)):
             print(
                 f"{len(missing)} finished runs have no test scores, because their weights are not in {arguments.runs}, "

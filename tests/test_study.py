@@ -55,11 +55,12 @@ def small(tmp_path, monkeypatch):
 
 
 class FakeWorker(study_run.Worker):
-    """Leaves what train.py and pseudo_label.py would, and keeps the commands. `spoil`: a run that fails, and how."""
+    """Leaves what train.py and pseudo_label.py would, and keeps the commands. `spoil`: a run that fails, and how;
+    `skills`: of some runs."""
 
-    def __init__(self, runs, spoil=()):
+    def __init__(self, runs, spoil=(), skills=()):
         super().__init__(runs, 1, "cpu")
-        self.commands, self.spoil = [], dict(spoil)
+        self.commands, self.spoil, self.skills = [], dict(spoil), dict(skills)
 
     def call(self, command, log):
         self.commands.append(command)
@@ -70,7 +71,7 @@ class FakeWorker(study_run.Worker):
         if command[0] == "train.py":
             values = dict(each.split("=", 1) for each in command if "=" in each)
             tasks = [name for name in TASKS if values.get(f"tasks.{name}") != "null"]
-            better = float(values.get("train.optimizer.lr", 0)) * 100
+            better = self.skills.get(folder.name, float(values.get("train.optimizer.lr", 0)) * 100)
             scores = {
                 name: {"headline": TASKS[name].primary_metric, "score": 1 - better, "constant": 2.0, "skill": better,
                        "frames": 5}
@@ -108,6 +109,29 @@ def test_what_is_missing_is_trained_in_order_and_once(small, tmp_path):
     assert study_run.run_all(grid, runs, again, jobs=1) == 0 and not again.commands
     (tmp_path / "results/single.depth.seed1.json").write_text('{"format": 1, "dig')  # cut off
     assert study_run.run_all(grid, runs, again, jobs=1) == 1 and list_trained(again) == ["single.depth.seed1"]
+
+
+def test_finals_are_whole_runs_and_none_is_trained_twice(small, tmp_path):
+    settings = [
+        {"train.optimizer.lr": lr, "train.optimizer.weight_decay": wd} for lr in (1e-3, 2e-3) for wd in (0, 0.1)
+    ]
+    tuning = {"share": 0.5, "settings": settings, "finals": "train.optimizer.lr"}
+    grid = small(tuning=tuning)
+    runs = [run for run in grid.list_runs() if run.arm == "single" and run.network == "depth"]
+    worker = FakeWorker(tmp_path / "runs", skills={"single.depth.setting1": 0.5, "single.depth.finalist0": 0.6})
+    assert study_run.run_all(grid, runs, worker, jobs=1) == len(runs) == 4 + 2 + 2
+    trained = list_trained(worker)
+    assert sorted(trained) == sorted(run.name for run in runs if run.name != "single.depth.seed0")  # that is finalist0
+    found = {run.name: grid.read_result(run) for run in runs}
+    weight_decay = {name: result["options"]["train.optimizer.weight_decay"] for name, result in found.items()}
+    # of each rate the better weight decay, then the better rate of whole runs, though it was worse in the first round
+    assert (weight_decay["single.depth.finalist0"], weight_decay["single.depth.finalist1"]) == (0.1, 0)
+    assert found["single.depth.seed1"]["options"]["train.optimizer.lr"] == 1e-3
+    assert grid.resolve(runs[4]).train.steps == 2 * grid.resolve(runs[0]).train.steps
+    assert found["single.depth.seed0"]["skill"] == 0.6
+    assert (tmp_path / "runs/single.depth.seed0/best.safetensors").is_file()
+    with pytest.raises(GridError, match="every setting must have the option"):
+        small(tuning=tuning | {"finals": "train.optimizer.betas"})
 
 
 def test_a_result_of_another_config_does_not_count(small, tmp_path):
