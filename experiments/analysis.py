@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,14 +72,29 @@ class Against:
     probability: float | None
 
 
+@dataclass(frozen=True)
+class Tried:
+    """One run of tuning: validated on the first seed. `skill`: None for a run that failed; `taken`: by the runs of the
+    study."""
+
+    network: str
+    arm: str
+    is_whole: bool
+    options: dict[str, Any]
+    skill: float | None
+    taken: bool
+
+
 @dataclass
 class Study:
-    """`subset`: that is scored, "test" or, where it has not been opened, "val"."""
+    """`subset`: that is scored, "test" or, where it has not been opened, "val". `machines`: where runs were made, with
+    the `commits` they were made at."""
 
     grid: Grid
     arms: dict[str, ArmResults]
     subset: str
     machines: list[dict[str, Any]]
+    tuning: list[Tried] = field(default_factory=list)
 
     def compare(self, comparison: Comparison) -> list[Against]:
         """Every arm of a comparison that has a seed in common with the reference."""
@@ -107,8 +122,34 @@ def gather_study(grid: Grid, counter: CostCounter) -> Study:
         _add_result(own, run, results[run.name], KEPT if opened else "val")
         if run.seed == arm.seeds[0]:
             own.work = own.work + counter.count(run, tuned=False)
-    machines = {str(each["made"]["packages"]) + str(each["made"]["device"]): each["made"] for each in there}
-    return Study(grid, arms, subset, list(machines.values()))
+    machines: dict[str, dict[str, Any]] = {}
+    for made in (each["made"] for each in there):
+        key = f"{made['packages']} {made['device']} {made['cores']} {made['python']}"
+        commits = machines.setdefault(key, made | {"commits": []})["commits"]
+        if (commit := made["git"]["commit"] or "unknown") not in commits:
+            commits.append(commit)
+    return Study(grid, arms, subset, list(machines.values()), list_tried(grid))
+
+
+def list_tried(grid: Grid) -> list[Tried]:
+    """All finished runs of tuning."""
+    tried = []
+    for run in grid.list_runs():
+        try:
+            result = grid.read_result(run) if run.is_tuning else None
+            own = None if result is None else grid.find_best_setting(run)
+        except KeyError:
+            continue
+        if result is None or own is None or grid.study.tuning is None:
+            continue
+        try:
+            best = grid.find_best_setting(replace(run, setting=None, finalist=None))
+        except KeyError:
+            best = None
+        options = grid.study.tuning.settings[own]
+        taken = best == own and (run.finalist is not None or grid.study.tuning.finals is None)
+        tried.append(Tried(run.network, run.arm, run.finalist is not None, options, result["skill"], taken))
+    return tried
 
 
 def _add_result(own: ArmResults, run: Run, result: dict[str, Any] | None, key: str) -> None:
@@ -164,6 +205,14 @@ def compare_arms(own: ArmResults, reference: ArmResults) -> Against | None:
         _interval(_average_seeds(differences, chosen)),
         find_probability(means["own"], means["reference"]),
     )  # fmt: skip
+
+
+def find_score_interval(own: ArmResults, task: str) -> tuple[float, float] | None:
+    """Of the mean score of an arm over its seeds, which are drawn too; None where there are no draws."""
+    parts = [tasks[task].draws for _, tasks in sorted(own.scores.items()) if task in tasks]
+    if not parts or parts[0] is None:
+        return None
+    return _interval(_average_seeds(parts, draw_seeds(len(parts), len(parts[0]))))
 
 
 def measure_recovery(own: ArmResults, start: ArmResults, goal: ArmResults) -> float | None:

@@ -138,6 +138,7 @@ class Study(Closed):
         None, description="task without which Delta-m is given too"
     )
     comparisons: tuple["Comparison", ...] = ()
+    curves: tuple["Curves", ...] = ()
     blocks: dict[str, dict[str, Any]] = Field({}, description="options that several arms refer to by YAML's anchors")
 
     @field_validator("arms")
@@ -167,6 +168,10 @@ class Study(Closed):
             for arm in (*comparison.arms, comparison.reference, *([comparison.goal] if comparison.goal else [])):
                 if arm not in self.arms:
                     raise ValueError(f"comparisons: there is no arm {arm!r}")
+        for curves in self.curves:
+            for arm in (arm for line in curves.lines.values() for arm in line):
+                if arm not in self.arms:
+                    raise ValueError(f"curves: there is no arm {arm!r}")
         return self
 
 
@@ -179,6 +184,16 @@ class Comparison(Closed):
     arms: tuple[str, ...] = Field(min_length=1)
     about: str = ""
     goal: str | None = None
+
+
+class Curves(Closed):
+    """A plot: scores of some `tasks` over the number of labels; `lines`: name of a line -> its arms; `others`: task ->
+    name -> a score that others have published."""
+
+    title: str
+    tasks: tuple[Literal[*OPTIONS], ...] = Field(min_length=1)  # type: ignore[valid-type]
+    lines: dict[str, tuple[str, ...]] = Field(min_length=1)
+    others: dict[str, dict[str, float]] = Field({})
 
 
 Study.model_rebuild()

@@ -1,7 +1,8 @@
-"""The plots of a study: every comparison as a dot with its interval, and scores by the share of labels."""
+"""The plots of a study: every comparison as a dot with its interval, and scores by the number of labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 
@@ -10,25 +11,77 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from a2d2.images import whole_path
-from experiments.analysis import Against, Study
-from pictures.curves import COLORS, PAGE_WIDTH
+from experiments.analysis import Against, Study, find_score_interval
+from experiments.grid import Curves
+from pictures.curves import COLORS, PAGE_WIDTH, STYLES
+from tasks import TASKS
 
 
 def draw_plots(study: Study, folder: Path) -> list[Path]:
-    """A PNG for each comparison that has results; returns their paths."""
+    """A PNG for each comparison and each set of curves that has results; returns their paths."""
     written = []
     for comparison in study.grid.study.comparisons:
         found = study.compare(comparison)
         if not found:
             continue
-        name = "".join(letter if letter.isalnum() else "_" for letter in comparison.title.lower()).strip("_")
-        path = folder / f"{name}.png"
         figure = draw_comparison(study, found, comparison.title)
-        with whole_path(path) as temporary:
-            figure.savefig(temporary, dpi=160, format="png")
-        pyplot.close(figure)
-        written.append(path)
+        written.append(_save(figure, folder, comparison.title))
+    for curves in study.grid.study.curves:
+        figure = draw_curves(study, curves)
+        if figure is not None:
+            written.append(_save(figure, folder, curves.title))
     return written
+
+
+def _save(figure: pyplot.Figure, folder: Path, title: str) -> Path:
+    name = "".join(letter if letter.isalnum() else "_" for letter in title.lower()).strip("_")
+    path = folder / f"{name}.png"
+    with whole_path(path) as temporary:
+        figure.savefig(temporary, dpi=160, format="png")
+    pyplot.close(figure)
+    return path
+
+
+def draw_curves(study: Study, curves: Curves) -> pyplot.Figure | None:
+    """Scores over the number of labels of the same task, on a logarithmic axis, with 95 % intervals; None without
+    results."""
+    figure, every = pyplot.subplots(
+        1, len(curves.tasks), figsize=(PAGE_WIDTH, 2.7), layout="constrained", squeeze=False
+    )
+    empty = True
+    for axes, task in zip(every[0], curves.tasks, strict=True):
+        counts = set()
+        for number, (name, arms) in enumerate(curves.lines.items()):
+            points = []
+            for own in (study.arms[arm] for arm in arms):
+                scores = own.list_scores(task)
+                if scores and own.labels.get(task):
+                    points.append((own.labels[task], fmean(scores), find_score_interval(own, task)))
+            color = COLORS[number]
+            # beside each other, so that intervals do not hide each other
+            places = [count * 1.03 ** (number - len(curves.lines) / 2) for count, _, _ in points]
+            axes.plot(places, [score for _, score, _ in points], "o-", color=color, markersize=3.5, label=name)
+            for place, (_, _, interval) in zip(places, points, strict=True):
+                if interval is not None:
+                    axes.plot((place, place), interval, "-", color=color, linewidth=1.1)
+            counts |= {count for count, _, _ in points}
+        empty &= not counts
+        for number, (name, score) in enumerate(curves.others.get(task, {}).items()):
+            axes.axhline(score, color="0.5", linewidth=0.8, linestyle=STYLES[1 + number % 3], label=name)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
+        axes.minorticks_off()
+        axes.set_xlabel(f"frames with a label of {task}", fontsize=7)
+        axes.set_ylabel(f"{task} {TASKS[task].primary_metric}", fontsize=7)
+        axes.tick_params(labelsize=7)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+    every[0][-1].legend(fontsize=6.5, loc="best", frameon=True)
+    figure.suptitle(f"{curves.title} ({study.subset} subset)", fontsize=8)
+    if empty:
+        pyplot.close(figure)
+        return None
+    return figure
 
 
 def draw_comparison(study: Study, found: Sequence[Against], title: str) -> pyplot.Figure:

@@ -24,6 +24,8 @@ def format_study(study: Study) -> str:
         lines += [f"Against {study.arms[comparison.reference].arm.title} (`{comparison.reference}`).", ""]
         goal = None if comparison.goal is None else study.arms[comparison.goal]
         lines += [*layout(*list_comparison(study, found, goal), markdown=True), ""]
+    if study.tuning:
+        lines += ["## Tuning", "", *list_tuning(study), ""]
     lines += list_notes(study)
     return "\n".join(lines) + "\n"
 
@@ -46,6 +48,30 @@ def list_scores(study: Study) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return header, rows
+
+
+def list_tuning(study: Study) -> list[str]:
+    """What was tried for each network, and what was taken."""
+    tuning = study.grid.study.tuning
+    assert tuning is not None
+    names = list(dict.fromkeys(name for setting in tuning.settings for name in setting))
+    networks = list(dict.fromkeys((each.arm, each.network) for each in study.tuning))
+    trials = list(dict.fromkeys((each.is_whole, *map(each.options.get, names)) for each in study.tuning))
+    rows = []
+    for whole, *values in sorted(trials, key=lambda trial: trial[0]):
+        row = ["all" if whole else f"{tuning.share:.0%}", *map(str, values)]
+        for arm, network in networks:
+            found = [
+                each for each in study.tuning
+                if (each.arm, each.network, each.is_whole) == (arm, network, whole)
+                and [each.options.get(name) for name in names] == values
+            ]  # fmt: skip
+            skill = "failed" if found and found[0].skill is None else f"{found[0].skill:.4f}" if found else ""
+            row.append(f"**{skill}**" if found and found[0].taken else skill)
+        rows.append(row)
+    header = ["steps", *(name.rpartition(".")[2] for name in names), *(network for _, network in networks)]
+    about = "Skill on the validation subset, first seed; what was taken is bold. All other arms inherit it."
+    return [about, "", *layout(header, rows, markdown=True)]
 
 
 def show_seeds(own: ArmResults) -> str:
@@ -110,7 +136,7 @@ def list_notes(study: Study) -> list[str]:
         lines += [f"Not trained yet: {len(missing)} runs, such as {missing[0]}.", ""]
     made = [
         f"{each['device']}, {each['cores']} cores, Python {each['python']}, PyTorch {each['packages']['torch']}, "
-        f"commit {(each['git']['commit'] or 'unknown')[:10]}"
+        f"commits {', '.join(commit[:10] for commit in each['commits'])}"
         for each in study.machines
     ]
     return [*lines, f"Made on: {'; '.join(made)}."] if made else lines

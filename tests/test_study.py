@@ -8,9 +8,18 @@ import pytest
 import yaml
 
 from experiments import run as study_run
-from experiments.analysis import ArmResults, compare_arms, draw_seeds, gather_study, measure_recovery
+from experiments.analysis import (
+    KEPT,
+    ArmResults,
+    compare_arms,
+    draw_seeds,
+    find_score_interval,
+    gather_study,
+    measure_recovery,
+)
 from experiments.cost import CostCounter
-from experiments.grid import Arm, GridError, read_grid
+from experiments.grid import OWN, Arm, GridError, read_grid
+from experiments.plots import draw_plots
 from experiments.tables import format_study
 from scoring.compare import TaskResult
 from tasks import TASKS
@@ -170,6 +179,33 @@ def test_results_are_small_enough_for_the_repository(small, tmp_path):
     assert max(path.stat().st_size for path in (tmp_path / "results").iterdir()) < 20_000
     committed = list((ROOT / "experiments/results").rglob("*.json"))
     assert all(path.stat().st_size < 20_000 for path in committed)
+
+
+def test_tables_disclose_the_tuning_and_plots_show_scores_by_labels(small, tmp_path):
+    curves = {"title": "By labels", "tasks": ["depth"], "lines": {"single": ["single"], "student": ["student"]},
+              "others": {"depth": {"somebody": 0.5}}}  # fmt: skip
+    grid = small(curves=[curves])
+    assert draw_plots(gather_study(grid, CostCounter(grid)), tmp_path / "empty") == []
+    study_run.run_all(grid, grid.list_runs(), FakeWorker(tmp_path / "runs"), jobs=1)
+    for run in grid.list_runs():  # as on the test subset: three draws, and of one seed another number
+        result = grid.read_result(run)
+        scores = {
+            task: score | {"draws": "0.5 0.6 0.7", "constant_draws": "2 2 2"} for task, score in result["val"].items()
+        }
+        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN} | {KEPT: scores})
+    study = gather_study(grid, CostCounter(grid))
+    assert [(each.network, each.options["train.optimizer.lr"], each.taken) for each in study.tuning] == [
+        ("depth", 1e-3, False), ("steering", 1e-3, False), ("depth", 2e-3, True), ("steering", 2e-3, True)
+    ]  # fmt: skip
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in format_study(study).splitlines() if "|" in line
+    ]
+    assert ["50%", "0.001", "0.1000", "0.1000"] in rows and ["50%", "0.002", "**0.2000**", "**0.2000**"] in rows
+    low, high = find_score_interval(study.arms["single"], "depth")
+    assert 0.5 <= low < high <= 0.7
+    assert [path.name for path in draw_plots(study, tmp_path / "plots")] == ["both.png", "by_labels.png"]
+    with pytest.raises(GridError, match="no arm 'nobody'"):
+        small(curves=[curves | {"lines": {"single": ["nobody"]}}])
 
 
 def test_mistakes_in_a_grid_are_named(small):
