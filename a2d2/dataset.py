@@ -399,6 +399,9 @@ class FrameDataset(Dataset):
             label = self._load_label(name, frame) if name in names else None
             if label is not None:
                 target = task.transform(label, geometry)
+                about = self.roots[frame.root].options.get(task.kind) or {}
+                if "annotated_classes" in about:
+                    target = task.limit_classes(target, about["annotated_classes"])
                 targets[name] = task.prepare_loss(target) if self.for_training else target
         return targets
 

@@ -60,6 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--masks", type=Path, metavar="DIR", help="folder of segmentation masks, ids or colours")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="YAML file with the classes of the masks")
     parser.add_argument("--boxes", type=Path, metavar="FILE", help="boxes, a JSON file in COCO's format")
+    parser.add_argument(
+        "--annotated-classes", nargs="+", metavar="NAME",
+        help="of the classes of the boxes those whose every object has one (default: all)",
+    )  # fmt: skip
     parser.add_argument("--depth", type=Path, metavar="DIR", help="folder of 16-bit PNG, metres x 256, 0 for unknown")
     parser.add_argument("--angles", type=Path, metavar="FILE", help="CSV file with the columns picture and angle_deg")
     parser.add_argument("--out", required=True, type=Path, metavar="ROOT", help="folder of the preprocessed dataset")
@@ -108,6 +112,15 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
         kinds["depth"] = {}
     if coco is not None:
         kinds["boxes"] = {"classes": list(coco.names)}
+        if arguments.annotated_classes is not None:
+            if unknown := [name for name in arguments.annotated_classes if name not in coco.names]:
+                raise StopRunError(
+                    f"--annotated-classes {unknown[0]}: the classes of {arguments.boxes} are {', '.join(coco.names)}",
+                    WRONG_USE,
+                )
+            kinds["boxes"] |= {"annotated_classes": sorted(set(arguments.annotated_classes), key=coco.names.index)}
+    elif arguments.annotated_classes is not None:
+        raise StopRunError("--annotated-classes is about --boxes: name these, too", WRONG_USE)
     if arguments.angles:
         kinds["steering"] = {}
     return jobs, target, kinds

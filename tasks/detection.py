@@ -246,6 +246,7 @@ class DenseBoxCoder(BoxCoder):
         kinds = target["classes"].gather(1, row).masked_fill(~positive, PADDING)
         wanted = kinds[..., None] == torch.arange(self.classes, device=match.device)
         focal = sigmoid_focal_loss(output.classes, wanted.to(output.classes.dtype), reduction="none")
+        focal = focal.masked_fill(~wanted & ~target["annotated"][:, None], 0.0)
         central = F.binary_cross_entropy_with_logits(
             output.centreness, measure_centreness(distances).to(output.centreness.dtype), reduction="none"
         )
@@ -312,6 +313,11 @@ class GridBoxCoder(BoxCoder):
             free = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
             free[cells[taken], slots[taken]] = False
 
+            annotated = target["annotated"][row]
+            free &= annotated.all()  # the confidence of a slot is that of any class
+            one_hot = F.one_hot(classes[positive], self.classes)
+            counts = (one_hot > 0) | annotated
+
             predicted = values[cells[positive], slots[positive]]
             # the root of a sigmoid, with a gradient that is finite even where the sigmoid rounds to 0
             predicted_roots = (F.logsigmoid(predicted[:, 3:5]) / 2).exp()
@@ -323,7 +329,7 @@ class GridBoxCoder(BoxCoder):
                 + (predicted[:, 0].sigmoid() - overlap).square().sum()
                 + COORDINATES * (predicted[:, 1:3].sigmoid() - middles[positive]).square().sum()
                 + COORDINATES * (predicted_roots - roots[positive]).square().sum()
-                + (predicted[:, 5:].sigmoid() - F.one_hot(classes[positive], self.classes)).square().sum()
+                + torch.where(counts, predicted[:, 5:].sigmoid() - one_hot, 0.0).square().sum()
             )
         return total
 
@@ -390,16 +396,19 @@ class DetectionMetrics(Metrics):
             boxes, classes, known = (target[name][row] for name in ("boxes", "classes", "known"))
             wanted, foreign = known >= 0, (classes != PADDING) & (known < 0)
             scored = wanted & self._are_large(boxes) & (target["visible"][row] >= self.protocol.min_visible)
-            # a box of unknown class may contain any object, so it is a crowd of every class
+            # a box of unknown class may contain any object, so it is a crowd of every class; so is the picture, of a
+            # class that is not annotated
             every = torch.arange(len(self.names)).repeat_interleave(int(foreign.sum()))
+            hidden = (~target["annotated"][row]).nonzero()[:, 0]
+            picture = torch.cat([torch.zeros(2), target["size"][row]]).expand(len(hidden), 4)
             self.images.append(
                 ImageBoxes(
                     found["boxes"].numpy(),
                     found["scores"].numpy(),
                     found["labels"].numpy(),
-                    torch.cat([boxes[wanted], boxes[foreign].repeat(len(self.names), 1)]).numpy(),
-                    torch.cat([known[wanted], every]).numpy(),
-                    torch.cat([~scored[wanted], torch.ones_like(every, dtype=torch.bool)]).numpy(),
+                    torch.cat([boxes[wanted], boxes[foreign].repeat(len(self.names), 1), picture]).numpy(),
+                    torch.cat([known[wanted], every, hidden]).numpy(),
+                    torch.cat([~scored[wanted], torch.ones(len(every) + len(hidden), dtype=torch.bool)]).numpy(),
                 )
             )
 
@@ -495,7 +504,8 @@ class Detection(Task):
     Target, N >= max_boxes rows, as many as the label needs, the largest boxes first: `boxes` float32 (N, 4) edges
     x1, y1, x2, y2 in pixels; `classes` int64 (N,), PADDING for no box, IGNORED for an ignored box; `known` int64 (N,),
     the class also of ignored boxes, -1 if unknown; `visible` float32 (N,), the visible share; `size` int64 (2,), the
-    (width, height) of the image. For the loss at most max_boxes rows, and what the box coder adds.
+    (width, height) of the image; `annotated` bool (K,), whether all objects of the class have a box. For the loss at
+    most max_boxes rows, and what the box coder adds.
     """
 
     name: ClassVar[str] = "detection"
@@ -555,7 +565,20 @@ class Detection(Task):
             "known": torch.full((rows,), -1),
             "visible": torch.ones(rows),
             "size": torch.tensor(size),
+            "annotated": torch.ones(len(self.names), dtype=torch.bool),
         }
+
+    def find_unknown_annotated(self, names: Sequence[str] | None) -> str | None:
+        if isinstance(names, list) and all(self.find_class(str(name)) is not None for name in names):
+            return None
+        if names is None:
+            return None
+        return f"annotated_classes = {names}: must be a list of some of {', '.join(self.vocabulary)}"
+
+    def limit_classes(self, target: Target, names: Sequence[str]) -> Target:
+        """A group is annotated where all its classes are."""
+        annotated = {self.find_class(name) for name in names}
+        return target | {"annotated": torch.tensor([own <= annotated for own in self.members.values()])}
 
     def transform(self, label: list[dict], geometry: Geometry) -> Target:
         target = self.blank(geometry.size, len(label))
@@ -813,8 +836,8 @@ class Detection(Task):
                 match = each["match"].long()
                 kinds = each["classes"][match.clamp(min=0)].masked_fill(match < 0, PADDING)
                 right = kinds[:, None] == torch.arange(len(self.names))
-                known = match != IGNORED
-                dense.add(one["scores"][row][known].flatten().numpy(), right[known].flatten().numpy())
+                known = (match != IGNORED)[:, None] & (right | each["annotated"])
+                dense.add(one["scores"][row][known].numpy(), right[known].numpy())
         line = dense.fit()
         for one, target in pairs:
             moved = one | {"scores": calibrate_probabilities(one["scores"], line)}
@@ -959,7 +982,9 @@ class Detection(Task):
         image = replace(image, ignored=ignored)
         truth = {"boxes": torch.from_numpy(image.truth), "labels": torch.from_numpy(image.classes)}
         rows = np.flatnonzero(~ignored).tolist()
-        unseen = [(truth, row, "ignored") for row in np.flatnonzero(ignored).tolist()]
+        # not that of the picture, where a class is not annotated
+        of_boxes = len(ignored) - int((~target["annotated"]).sum())
+        unseen = [(truth, row, "ignored") for row in np.flatnonzero(ignored[:of_boxes]).tolist()]
         if prediction is None:
             self._draw_boxes(axes, view, unseen + [(truth, row, "ground truth") for row in rows])
             return

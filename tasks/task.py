@@ -166,7 +166,7 @@ class Task(ABC):
         they can."""
         given, wanted = tuple(about.get("classes", ())), self.foreign_classes
         if given == wanted:
-            return None
+            return self.find_unknown_annotated(about.get("annotated_classes"))
         named, own = (", ".join(names) or "those of A2D2" for names in (given, wanted))
         return (
             f"its labels of {self.name} have the classes {named}, and {own} are expected; tasks.{self.name}.classes: "
@@ -188,6 +188,19 @@ class Task(ABC):
     @abstractmethod
     def transform(self, label: Any, geometry: Geometry) -> Target:
         """The target of a label under an augmentation."""
+
+    def find_unknown_annotated(self, names: Sequence[str] | None) -> str | None:
+        """Why `limit_classes` cannot take a dataset's `annotated_classes`; None if it can, or there are none."""
+        if names is None:
+            return None
+        return (
+            f"annotated_classes is for boxes; in labels of {self.name} what is not annotated has their value for that"
+        )
+
+    def limit_classes(self, target: Target, names: Sequence[str]) -> Target:
+        """The target of a frame in which the classes `names` alone are annotated: that nothing of another class is
+        there does not mean that nothing of it is in the picture."""
+        raise NotImplementedError
 
     def list_categories(self, label: Any) -> set[str]:
         """What a label shows, such as its classes, of which some may be rare; for the option `oversample_below`."""

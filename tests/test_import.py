@@ -21,6 +21,8 @@ from a2d2.frames import list_frames, parse_frame
 from a2d2.images import encode_png, read_image, read_json, write_bytes
 from a2d2.imported import ImportFilesError, find_key, list_files, name_scenes, read_angles, read_class_list, read_coco
 from a2d2.splits import read_listed, split_frames
+from models.heads import DetectionOutput
+from models.thesis import BoxGridOutput
 from tasks import TASKS
 from tasks.options import OPTIONS
 from training.checkpoint import load_weights
@@ -292,6 +294,64 @@ def test_two_datasets_with_unlike_labels_train_together(source, tmp_path):
     imported = [frame for frame in setup.frames if frame.root.name == "masks"]
     assert torch.isnan(FrameDataset(imported, setup.data.roots, {})[0]["camera"]).all()
     assert read_dataset(tmp_path / "masks").cameras == {}
+
+
+def test_of_a_class_that_is_not_annotated_nothing_is_background(source, tmp_path, capsys):
+    """Neither for the loss nor for the score; and of one that is, everything is, as before."""
+    boxes = json.loads((source / "boxes.json").read_text())
+    boxes["categories"].append({"id": 8, "name": "sign"})
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    arguments = ["--images", source / "images", "--boxes", tmp_path / "boxes.json", "--out"]
+    assert call(*arguments, tmp_path / "all").returncode == 0
+    assert call(*arguments, tmp_path / "cars", "--annotated-classes", "car").returncode == 0
+    result = call(*arguments, tmp_path / "none", "--annotated-classes", "bus")
+    assert result.returncode == 2 and "bus: the classes of" in result.stderr and "car, sign" in result.stderr
+
+    batches, own = {}, {}
+    for coder in ("dense", "grid"):
+        options = OPTIONS["detection"](classes=["car", "sign"], min_size=1, box_coder=coder)
+        task = TASKS["detection"](options)
+        for name in ("all", "cars"):
+            frames, roots = index_roots([tmp_path / name], ["front_center"])
+            dataset = FrameDataset(frames, roots, {"detection": task}, for_training=True)
+            batches[name] = dataset.collate([dataset[2], dataset[3]])["targets"]["detection"]
+        for kind, target in batches.items():
+            torch.manual_seed(0)
+            if coder == "dense":
+                count = target["match"].shape[1]
+                given = torch.randn(2, count, 2, requires_grad=True)
+                output = DetectionOutput(
+                    given, torch.rand(2, count, 4) + 1, torch.zeros(2, count), task.box_coder.strides, (64, 64)
+                )
+            else:
+                given = torch.randn(2, 1, 1, 10, 7, requires_grad=True)
+                output = BoxGridOutput(given, (64, 64))
+            task.loss(output, target).backward()
+            own[coder, kind] = given.grad
+    assert batches["all"]["annotated"].all() and batches["cars"]["annotated"].tolist() == [[True, False]] * 2
+    assert own["dense", "all"][..., 1].abs().min() > 0 and (own["dense", "cars"][..., 1] == 0).all()
+    assert torch.equal(own["dense", "all"][..., 0], own["dense", "cars"][..., 0])
+    confidence, signs = own["grid", "cars"][..., 0], own["grid", "cars"][..., -1]
+    assert (signs == 0).all() and 0 < (confidence != 0).sum() < (own["grid", "all"][..., 0] != 0).sum()
+
+    # a car that is found, and two signs that may be there
+    found = {
+        "boxes": torch.tensor([[8.0, 10, 30, 40], [40, 40, 60, 60], [2, 2, 20, 20]]),
+        "scores": torch.tensor([0.5, 0.9, 0.8]), "labels": torch.tensor([0, 1, 1]),
+    }  # fmt: skip
+    scores = {}
+    for kind, target in batches.items():
+        metrics = task.metrics()
+        metrics.update([found, found], target)
+        scores[kind] = metrics.compute()
+    assert scores["cars"]["ap"] == pytest.approx(1.0) and scores["cars"]["ece"] == pytest.approx(0.5)
+    assert scores["cars"]["errors/background"] == 0 < scores["all"]["errors/background"]
+    with pytest.raises(DatasetError, match="annotated_classes = \\['tram'\\]: must be a list of some of car, sign"):
+        content = read_json(tmp_path / "cars/dataset.json")
+        content["kinds"]["boxes"]["annotated_classes"] = ["tram"]
+        (tmp_path / "cars/dataset.json").write_text(json.dumps(content))
+        frames, roots = index_roots([tmp_path / "cars"], ["front_center"])
+        FrameDataset(frames, roots, {"detection": task})
 
 
 def test_a_listed_split_says_what_it_cannot_do(tmp_path):
