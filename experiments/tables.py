@@ -9,15 +9,15 @@ from scoring.table import layout
 from tasks import TASKS
 
 
-def format_study(study: Study) -> str:
-    """Every arm's scores, then every comparison."""
-    grid = study.grid
-    lines = [f"# {grid.study.title}", ""] if grid.study.title else []
+def format_study(study: Study, level: int = 1) -> str:
+    """Every arm's scores, then every comparison. `level`: of the heading that is the title."""
+    grid, mark = study.grid, "#" * level
+    lines = [f"{mark} {grid.study.title}", ""] if grid.study.title else []
     lines += [f"Scores on the {study.subset} subset. {DELTA_M}.", ""]
-    lines += ["## Scores", "", *layout(*list_scores(study), markdown=True), ""]
+    lines += [f"{mark}# Scores", "", *layout(*list_scores(study), markdown=True), ""]
     for comparison in grid.study.comparisons:
         found = study.compare(comparison)
-        lines += [f"## {comparison.title}", ""] + ([comparison.about, ""] if comparison.about else [])
+        lines += [f"{mark}# {comparison.title}", ""] + ([comparison.about, ""] if comparison.about else [])
         if not found:
             lines += ["No results yet.", ""]
             continue
@@ -25,7 +25,7 @@ def format_study(study: Study) -> str:
         goal = None if comparison.goal is None else study.arms[comparison.goal]
         lines += [*layout(*list_comparison(study, found, goal), markdown=True), ""]
     if study.tuning:
-        lines += ["## Tuning", "", *list_tuning(study), ""]
+        lines += [f"{mark}# Tuning", "", *list_tuning(study), ""]
     lines += list_notes(study)
     return "\n".join(lines) + "\n"
 
@@ -139,4 +139,5 @@ def list_notes(study: Study) -> list[str]:
         f"commits {', '.join(commit[:10] for commit in each['commits'])}"
         for each in study.machines
     ]
-    return [*lines, f"Made on: {'; '.join(made)}."] if made else lines
+    command = f"`python experiments/run.py {study.grid.path}`"
+    return [*lines, f"Made by {command} on: {'; '.join(made)}."] if made else lines

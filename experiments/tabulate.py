@@ -30,7 +30,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("grid", type=Path, help="YAML file; see configs/study/")
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of the results (default: experiments/results/GRID)")
-    parser.add_argument("--output", type=Path, help="write the tables to this Markdown file (default: print them)")
+    parser.add_argument(
+        "--output", type=Path,
+        help="write the tables to this Markdown file (default: print them); in one with the lines <!-- GRID --> and "
+        "<!-- end of GRID --> only between these",
+    )  # fmt: skip
     parser.add_argument("--plots", type=Path, help="folder for the plots")
     parser.add_argument(
         "--weights", nargs="+", default=[], metavar="ENCODER=FILE", type=parse_weights, help="see run.py"
@@ -118,6 +122,20 @@ def score_run(trained: Trained, subset: str, device: Any, arguments: argparse.Na
     return scores
 
 
+def fill_page(path: Path, study: Study) -> str:
+    """The page with the tables in their place, under a heading of the second level; where there is no such page, or no
+    such place, the tables alone. ValueError for a page with one of the two lines."""
+    first, last = f"<!-- {study.grid.path.as_posix()} -->\n", f"<!-- end of {study.grid.path.as_posix()} -->\n"
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if first not in page and last not in page:
+        return format_study(study)
+    before, found, rest = page.partition(first)
+    _, ended, after = rest.partition(last)
+    if not found or not ended:
+        raise ValueError(f"{path} must have the line {first.strip()}, and after it {last.strip()}")
+    return f"{before}{first}\n{format_study(study, level=2)}\n{last}{after}"
+
+
 def write_draws(values: np.ndarray) -> str:
     """Numbers as one text, which takes less room than a list."""
     return " ".join(f"{value:.{DIGITS}g}" for value in values)
@@ -136,10 +154,10 @@ def main(arguments: argparse.Namespace | None = None) -> int:
                 file=sys.stderr,
             )
         study: Study = gather_study(grid, CostCounter(grid))
-        text = format_study(study)
         if arguments.output is None:
-            print(text)
+            print(format_study(study))
         else:
+            text = fill_page(arguments.output, study)
             with whole_file(arguments.output) as file:
                 file.write(text.encode())
         if arguments.plots is not None:

@@ -21,6 +21,7 @@ from experiments.cost import CostCounter
 from experiments.grid import OWN, Arm, GridError, read_grid
 from experiments.plots import draw_plots
 from experiments.tables import format_study
+from experiments.tabulate import fill_page
 from scoring.compare import TaskResult
 from tasks import TASKS
 
@@ -201,6 +202,17 @@ def test_tables_disclose_the_tuning_and_plots_show_scores_by_labels(small, tmp_p
         [cell.strip() for cell in line.split("|")[1:-1]] for line in format_study(study).splitlines() if "|" in line
     ]
     assert ["50%", "0.001", "0.1000", "0.1000"] in rows and ["50%", "0.002", "**0.2000**", "**0.2000**"] in rows
+    page = tmp_path / "page.md"
+    mark = f"{grid.path.as_posix()} -->\n"
+    page.write_text(f"before\n<!-- {mark}stale\n<!-- end of {mark}after\n")
+    filled = fill_page(page, study)
+    page.write_text(filled)
+    assert filled.startswith("before\n<!--") and filled.endswith("-->\nafter\n") and "stale" not in filled
+    assert "\n### Tuning\n" in filled and fill_page(page, study) == filled
+    page.write_text(f"<!-- end of {mark}")
+    with pytest.raises(ValueError, match="must have the line"):
+        fill_page(page, study)
+    assert fill_page(tmp_path / "none.md", study) == format_study(study)
     low, high = find_score_interval(study.arms["single"], "depth")
     assert 0.5 <= low < high <= 0.7
     assert [path.name for path in draw_plots(study, tmp_path / "plots")] == ["both.png", "by_labels.png"]
