@@ -59,7 +59,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/exactness.py
 
-HEADLINE := 'one_single*.seed0' 'one_shared.shared.seed0' 'one_shared_pseudo.shared.seed0'
+HEADLINE := 'one_single.*.seed0' 'one_single_self.*.seed0' 'one_shared.shared.seed0' 'one_shared_pseudo.shared.seed0'
 study: .venv/installed
 	@mkdir -p runs/study/results  # results of its own, so that its runs are trained; tuning is taken from the study
 	@cp -n experiments/results/main/*.setting*.json experiments/results/main/*.finalist*.json runs/study/results/ 2>/dev/null || true
