@@ -52,6 +52,7 @@ def test_a_sample_has_the_documented_keys_and_types(root):
         "known": torch.int64,
         "visible": torch.float32,
         "size": torch.int64,
+        "annotated": torch.bool,
     }
 
 
