@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from experiments.analysis import Against, ArmResults, Study, measure_recovery
+from experiments.grid import SHARED
 from scoring.compare import DELTA_M
 from scoring.table import layout
 from tasks import TASKS
@@ -69,7 +70,8 @@ def list_tuning(study: Study) -> list[str]:
             skill = "failed" if found and found[0].skill is None else f"{found[0].skill:.4f}" if found else ""
             row.append(f"**{skill}**" if found and found[0].taken else skill)
         rows.append(row)
-    header = ["steps", *(name.rpartition(".")[2] for name in names), *(network for _, network in networks)]
+    columns = [study.arms[arm].arm.title if network == SHARED else network for arm, network in networks]
+    header = ["steps", *(name.rpartition(".")[2] for name in names), *columns]
     about = "Skill on the validation subset, first seed; what was taken is bold. All other arms inherit it."
     return [about, "", *layout(header, rows, markdown=True)]
 

@@ -568,10 +568,8 @@ class Detection(Task):
             "annotated": torch.ones(len(self.names), dtype=torch.bool),
         }
 
-    def find_unknown_annotated(self, names: Sequence[str] | None) -> str | None:
+    def find_annotated_conflict(self, names: Any) -> str | None:
         if isinstance(names, list) and all(self.find_class(str(name)) is not None for name in names):
-            return None
-        if names is None:
             return None
         return f"annotated_classes = {names}: must be a list of some of {', '.join(self.vocabulary)}"
 

@@ -166,7 +166,8 @@ class Task(ABC):
         they can."""
         given, wanted = tuple(about.get("classes", ())), self.foreign_classes
         if given == wanted:
-            return self.find_unknown_annotated(about.get("annotated_classes"))
+            names = about.get("annotated_classes")
+            return None if names is None else self.find_annotated_conflict(names)
         named, own = (", ".join(names) or "those of A2D2" for names in (given, wanted))
         return (
             f"its labels of {self.name} have the classes {named}, and {own} are expected; tasks.{self.name}.classes: "
@@ -189,10 +190,8 @@ class Task(ABC):
     def transform(self, label: Any, geometry: Geometry) -> Target:
         """The target of a label under an augmentation."""
 
-    def find_unknown_annotated(self, names: Sequence[str] | None) -> str | None:
-        """Why `limit_classes` cannot take a dataset's `annotated_classes`; None if it can, or there are none."""
-        if names is None:
-            return None
+    def find_annotated_conflict(self, names: Any) -> str | None:
+        """Why `limit_classes` cannot take a dataset's `annotated_classes`; None if it can."""
         return (
             f"annotated_classes is for boxes; in labels of {self.name} what is not annotated has their value for that"
         )

@@ -296,7 +296,7 @@ def test_two_datasets_with_unlike_labels_train_together(source, tmp_path):
     assert read_dataset(tmp_path / "masks").cameras == {}
 
 
-def test_of_a_class_that_is_not_annotated_nothing_is_background(source, tmp_path, capsys):
+def test_of_a_class_that_is_not_annotated_nothing_is_background(source, tmp_path):
     """Neither for the loss nor for the score; and of one that is, everything is, as before."""
     boxes = json.loads((source / "boxes.json").read_text())
     boxes["categories"].append({"id": 8, "name": "sign"})

@@ -188,7 +188,7 @@ def test_tables_disclose_the_tuning_and_plots_show_scores_by_labels(small, tmp_p
     grid = small(curves=[curves])
     assert draw_plots(gather_study(grid, CostCounter(grid)), tmp_path / "empty") == []
     study_run.run_all(grid, grid.list_runs(), FakeWorker(tmp_path / "runs"), jobs=1)
-    for run in grid.list_runs():  # as on the test subset: three draws, and of one seed another number
+    for run in grid.list_runs():  # as on the test subset, with three draws
         result = grid.read_result(run)
         scores = {
             task: score | {"draws": "0.5 0.6 0.7", "constant_draws": "2 2 2"} for task, score in result["val"].items()
