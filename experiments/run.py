@@ -88,13 +88,16 @@ class StoppedError(RuntimeError):
 
 @dataclass
 class Worker:
-    """Starts programs, and stops them when it is told to. `threads`: cores of each."""
+    """Starts programs, and stops them when it is told to. `threads`: cores of each. `locks`: for each run that others
+    need the weights of, held while they or its pseudo-labels are made: two students that begin at once must not both do
+    it."""
 
     runs: Path
     threads: int
     device: str
     processes: set = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
+    locks: dict[str, threading.Lock] = field(default_factory=dict)
 
     def call(self, command: Sequence[str], log: Path) -> str:
         """The end of what a program has printed. RunError if it fails, StoppedError if it was stopped."""
@@ -203,32 +206,27 @@ def list_training_command(grid: Grid, run: Run, roots: Sequence[str], folder: Pa
 
 
 def label_frames(grid: Grid, teacher: Run, worker: Worker) -> Path:
-    """The pseudo-labels of a teacher for the training frames, made if they are not there; the teacher is trained again
-    where only its result was kept."""
-    weights = worker.runs / teacher.name / WEIGHTS
-    log = worker.runs / "logs" / f"{teacher.name}.log"
-    if not weights.is_file():
-        roots = [str(label_frames(grid, other, worker)) for other in teacher.teachers]
-        command = list_training_command(grid, teacher, roots, worker.runs / teacher.name, worker.device)
-        worker.call(command, log)
+    """The pseudo-labels of a teacher for the training frames, made if they are not there."""
     out = worker.runs / "pseudo" / teacher.name
     calibration = grid.find_calibration(teacher)
-    extra = [] if calibration is None else ["--calibrate", str(worker.runs / calibration.name)]
-    worker.call(
-        [
-            "pseudo_label.py",
-            str(weights.parent),
-            "--out",
-            str(out),
-            "--device",
-            worker.device,
-            *extra,
-            "--workers",
-            "0",
-        ],
-        log,
-    )
+    with worker.locks.setdefault(teacher.name, threading.Lock()):
+        options = ["--out", str(out), "--device", worker.device, "--workers", "0"]
+        if calibration is not None:
+            with worker.locks.setdefault(calibration.name, threading.Lock()):
+                options += ["--calibrate", str(find_weights(grid, calibration, worker).parent)]
+        folder = find_weights(grid, teacher, worker).parent
+        worker.call(["pseudo_label.py", str(folder), *options], worker.runs / "logs" / f"{teacher.name}.log")
     return out
+
+
+def find_weights(grid: Grid, run: Run, worker: Worker) -> Path:
+    """The weights of a finished run, which is trained again where only its result was kept."""
+    folder = worker.runs / run.name
+    if not (folder / WEIGHTS).is_file():
+        roots = [str(label_frames(grid, other, worker)) for other in run.teachers]
+        command = list_training_command(grid, run, roots, folder, worker.device)
+        worker.call(command, worker.runs / "logs" / f"{run.name}.log")
+    return folder / WEIGHTS
 
 
 def choose_runs(grid: Grid, patterns: Collection[str]) -> list[Run]:

@@ -38,22 +38,26 @@ def test_mixed_precision_trains(config, tmp_path, precision):
 
 
 def test_the_host_waits_once_in_a_step(config, tmp_path):
-    """Counted by PyTorch itself; its warnings name each place that waits."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    """Counted by PyTorch itself, whose warnings name each place that waits. The first step is left out: it also makes
+    the optimizer's means and loads what the GPU runs."""
+    waits: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
         step = CycleUpdate.step
 
         def watched(self, *arguments):
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                return step(self, *arguments)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    return step(self, *arguments)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                    found = [each for each in caught if "called a synchronizing" in str(each.message)]
+                    waits.append([f"{each.filename}:{each.lineno}" for each in found])
 
         patch.setattr(CycleUpdate, "step", watched)
         assert run_train(patch, config, tmp_path / "run", *FAST) == 0
-    waits = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
-    assert len(waits) <= 6, waits
+    assert len(waits) == 6 and all(len(places) <= 1 for places in waits[1:]), waits
 
 
 def test_cycles_that_are_sent_ahead_are_the_same():

@@ -1,6 +1,7 @@
 """A grid trains what is missing and nothing else, and its tables say what its results are."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,42 @@ def test_what_is_missing_is_trained_in_order_and_once(small, tmp_path):
     assert study_run.run_all(grid, runs, again, jobs=1) == 0 and not again.commands
     (tmp_path / "results/single.depth.seed1.json").write_text('{"format": 1, "dig')  # cut off
     assert study_run.run_all(grid, runs, again, jobs=1) == 1 and list_trained(again) == ["single.depth.seed1"]
+
+
+def test_students_that_begin_at_once_make_their_teachers_labels_once_at_a_time(small, tmp_path):
+    """Also where only the results of teachers and of the run that calibrates them were kept, and both are trained
+    again."""
+
+    class Watching(FakeWorker):
+        active, crowded = (), ()
+
+        def call(self, command, log):
+            folder = command[command.index("--run" if command[0] == "train.py" else "--out") + 1]
+            self.crowded += (folder,) if folder in self.active else ()
+            self.active += (folder,)
+            time.sleep(0.05)
+            super().call(command, log)
+            self.active = tuple(other for other in self.active if other != folder)
+            return ""
+
+    arms = {
+        **SMALL["arms"],
+        "single": SMALL["arms"]["single"] | {"calibrated_by": "held"},
+        "held": SMALL["arms"]["single"] | {"title": "held", "seeds": [0], "tasks": ["depth"]},
+        "self": SMALL["arms"]["student"] | {"title": "self", "networks": "single"},
+    }
+    grid = small(arms=arms)
+    runs = grid.list_runs()
+    study_run.run_all(grid, runs, FakeWorker(tmp_path / "gone"), jobs=1)
+    for path in (tmp_path / "results").glob("s*.seed?.json"):
+        if path.name.startswith(("student", "self")):
+            path.unlink()
+    worker = Watching(tmp_path / "runs")
+    assert study_run.run_all(grid, runs, worker, jobs=4) == 2 + 4
+    assert not worker.crowded
+    trained = list_trained(worker)
+    assert trained.count("held.depth.seed0") == trained.count("single.depth.seed0") == 1
+    assert all("--calibrate" in each for each in worker.commands if "pseudo/single.depth" in " ".join(each[:4]))
 
 
 def test_finals_are_whole_runs_and_none_is_trained_twice(small, tmp_path):
