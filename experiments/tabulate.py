@@ -69,7 +69,7 @@ from training.config import compose_protocol
 from training.files import whole_file
 from training.loading import WorkerError
 
-DIGITS = 5  # of a kept draw
+DIGITS = 4  # of a kept draw: 0.01 % of it
 
 
 def open_test(grid: Grid, runs: list[Run], arguments: argparse.Namespace) -> list[str]:
