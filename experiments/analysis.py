@@ -121,7 +121,8 @@ def gather_study(grid: Grid, counter: CostCounter) -> Study:
         own = arms.setdefault(run.arm, ArmResults(run.arm, arm, expected=arm.tasks or grid.tasks))
         _add_result(own, run, results[run.name], KEPT if opened else "val")
         if run.seed == arm.seeds[0]:
-            own.work = own.work + counter.count(run, tuned=False)
+            result = results[run.name]
+            own.work += counter.count(run, tuned=False) if result is None else Work.from_result(result["cost"])
     machines: dict[str, dict[str, Any]] = {}
     for made in (each["made"] for each in there):
         key = f"{made['packages']} {made['device']} {made['cores']} {made['python']}"

@@ -37,6 +37,14 @@ class Work:
             self.teacher_flops + other.teacher_flops,
         )  # fmt: skip
 
+    @classmethod
+    def from_result(cls, content: Mapping[str, Any]) -> "Work":
+        """What a kept result says its run has cost."""
+        return cls(content["cycles"], content["images"], content["flops"], content["teachers"])
+
+    def to_result(self) -> dict[str, Any]:
+        return {"cycles": self.cycles, "images": self.images, "flops": self.flops, "teachers": self.teacher_flops}
+
     @property
     def total_flops(self) -> float:
         return self.flops + self.teacher_flops

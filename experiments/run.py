@@ -167,7 +167,7 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
     command = list_training_command(grid, run, roots, folder, worker.device)
     result = {
         "command": shlex.join(["python", "train.py", *grid.list_arguments(run, roots, local=False)]),
-        "cost": {"cycles": work.cycles, "images": work.images, "flops": work.flops} | {"teachers": work.teacher_flops},
+        "cost": work.to_result(),
         "made": {key: value for key, value in describe_machine().items() if key != "system"},
     }
     try:
