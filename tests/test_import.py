@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from derived_root import SIZE, write_root
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_run import make_run, run_train, write_config
 
@@ -24,6 +25,7 @@ from a2d2.splits import read_listed, split_frames
 from models.heads import DetectionOutput
 from models.thesis import BoxGridOutput
 from tasks import TASKS
+from tasks.drawing import View
 from tasks.options import OPTIONS
 from training.checkpoint import load_weights
 from training.config import load_config
@@ -346,6 +348,17 @@ def test_of_a_class_that_is_not_annotated_nothing_is_background(source, tmp_path
         scores[kind] = metrics.compute()
     assert scores["cars"]["ap"] == pytest.approx(1.0) and scores["cars"]["ece"] == pytest.approx(0.5)
     assert scores["cars"]["errors/background"] == 0 < scores["all"]["errors/background"]
+    # pictures: a sign that is said where none is annotated is not drawn as false, and the picture is no ignored box
+    shown = {}
+    for kind in ("all", "cars"):
+        frames, roots = index_roots([tmp_path / kind], ["front_center"])
+        target = FrameDataset(frames, roots, {"detection": task}, for_training=False)[2]["targets"]["detection"]
+        view = View(np.zeros((64, 64, 3), np.uint8), inches=2.0)
+        axes = Figure().add_subplot()
+        task.draw(axes, view, found, target)
+        boxes_drawn = [patch for patch in axes.patches if not patch.get_fill()]  # the others lie behind text
+        shown[kind] = len(boxes_drawn), set(view.shown)
+    assert shown == {"all": (3, {"found", "false"}), "cars": (1, {"found"})}
     with pytest.raises(DatasetError, match="annotated_classes = \\['tram'\\]: must be a list of some of car, sign"):
         content = read_json(tmp_path / "cars/dataset.json")
         content["kinds"]["boxes"]["annotated_classes"] = ["tram"]
