@@ -161,10 +161,12 @@ def _add_result(own: ArmResults, run: Run, result: dict[str, Any] | None, key: s
         own.failed.append(run.name)
         return
     for task, score in result[key].items():
+        draws, constant_draws = read_draws(score.get("draws")), read_draws(score.get("constant_draws"))
+        if draws is not None and constant_draws is None and score["constant"] is not None:
+            constant_draws = np.full_like(draws, score["constant"])  # no boxes at all have an AP of 0 in every draw
         own.scores.setdefault(run.seed, {})[task] = TaskResult(
-            TASKS[task](), score["score"], score["constant"], read_draws(score.get("draws")),
-            read_draws(score.get("constant_draws")),
-        )  # fmt: skip
+            TASKS[task](), score["score"], score["constant"], draws, constant_draws
+        )
     if run.seed == own.arm.seeds[0]:
         own.labels |= {task: number for task, number in result["labels"].items() if task in run.tasks}
 

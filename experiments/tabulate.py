@@ -117,7 +117,8 @@ def score_run(trained: Trained, subset: str, device: Any, arguments: argparse.Na
         own, constant = part.resample(draws.counts, draws.place)
         scores[name] = {
             "headline": row["headline"], "score": row["score"], "constant": row["constant"], "frames": row["frames"],
-            "draws": write_draws(own), "constant_draws": write_draws(constant) if row["constant"] else None,
+            "draws": write_draws(own),
+            "constant_draws": write_draws(constant) if row["constant"] else None,  # where it is 0, so is every draw
         }  # fmt: skip
     return scores
 
