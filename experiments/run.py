@@ -161,15 +161,20 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
         assert result is not None
         grid.write_result(run, {key: value for key, value in result.items() if key not in OWN})
         return
+    result = {
+        "cost": work.to_result(),
+        "made": {key: value for key, value in describe_machine().items() if key != "system"},
+    }
+    failed = [other.name for other in run.teachers if (found := grid.read_result(other)) is None or found["failed"]]
+    if failed:
+        because = f"its teacher {failed[0]} has failed"
+        grid.write_result(run, result | {"failed": because, "skill": None, "val": {}})
+        return
     folder, log = worker.runs / run.name, worker.runs / "logs" / f"{run.name}.log"
     roots = [str(label_frames(grid, teacher, worker)) for teacher in run.teachers]
     config = grid.resolve(run, roots)
     command = list_training_command(grid, run, roots, folder, worker.device)
-    result = {
-        "command": shlex.join(["python", "train.py", *grid.list_arguments(run, roots, local=False)]),
-        "cost": work.to_result(),
-        "made": {key: value for key, value in describe_machine().items() if key != "system"},
-    }
+    result["command"] = shlex.join(["python", "train.py", *grid.list_arguments(run, roots, local=False)])
     try:
         worker.call(command, log)
     except RunError as error:
@@ -220,13 +225,14 @@ def label_frames(grid: Grid, teacher: Run, worker: Worker) -> Path:
 
 
 def find_weights(grid: Grid, run: Run, worker: Worker) -> Path:
-    """The weights of a finished run, which is trained again where only its result was kept."""
-    folder = worker.runs / run.name
-    if not (folder / WEIGHTS).is_file():
-        roots = [str(label_frames(grid, other, worker)) for other in run.teachers]
-        command = list_training_command(grid, run, roots, folder, worker.device)
-        worker.call(command, worker.runs / "logs" / f"{run.name}.log")
-    return folder / WEIGHTS
+    """The weights of a finished run. Where only its result was kept it is trained again, and the result replaced: it is
+    to be that of the weights that others learn from."""
+    path = worker.runs / run.name / WEIGHTS
+    if not path.is_file():
+        kept = grid.read_result(run)
+        assert kept is not None, run.name
+        perform(grid, run, worker, Work.from_result(kept["cost"]))
+    return path
 
 
 def choose_runs(grid: Grid, patterns: Collection[str]) -> list[Run]:

@@ -150,11 +150,15 @@ def test_students_that_begin_at_once_make_their_teachers_labels_once_at_a_time(s
     for path in (tmp_path / "results").glob("s*.seed?.json"):
         if path.name.startswith(("student", "self")):
             path.unlink()
+        else:
+            path.write_text(json.dumps(json.loads(path.read_text()) | {KEPT: {}}))
     worker = Watching(tmp_path / "runs")
     assert study_run.run_all(grid, runs, worker, jobs=4) == 2 + 4
     assert not worker.crowded
     trained = list_trained(worker)
     assert trained.count("held.depth.seed0") == trained.count("single.depth.seed0") == 1
+    # the kept result was that of other weights
+    assert KEPT not in json.loads((tmp_path / "results/single.depth.seed0.json").read_text())
     assert all("--calibrate" in each for each in worker.commands if "pseudo/single.depth" in " ".join(each[:4]))
 
 
@@ -204,6 +208,11 @@ def test_a_loss_that_is_not_finite_is_a_result_and_a_full_disk_is_none(small, tm
     assert "is not finite" in found["single.depth.seed0"]["failed"] and not found["single.depth.seed1"]["failed"]
     text = format_study(gather_study(grid, CostCounter(grid)))
     assert "Failed: single.depth.seed0." in text and "1 runs failed" in text
+    # a student of it has failed, too, and the grid goes on
+    students = [run for run in grid.list_runs() if run.arm == "student"]
+    study_run.run_all(grid, [*runs, *students], FakeWorker(tmp_path / "runs"), jobs=1)
+    first, second = (grid.read_result(run) for run in students)
+    assert first["failed"] == "its teacher single.depth.seed0 has failed" and not second["failed"]
     for path in (tmp_path / "results").glob("*seed*"):
         path.unlink()
     with pytest.raises(study_run.RunError, match="No space"):
