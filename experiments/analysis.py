@@ -163,7 +163,7 @@ def _add_result(own: ArmResults, run: Run, result: dict[str, Any] | None, key: s
     for task, score in result[key].items():
         draws, constant_draws = read_draws(score.get("draws")), read_draws(score.get("constant_draws"))
         if draws is not None and constant_draws is None and score["constant"] is not None:
-            constant_draws = np.full_like(draws, score["constant"])  # no boxes at all have an AP of 0 in every draw
+            constant_draws = np.full_like(draws, score["constant"])  # it is 0 in every draw, and not kept
         own.scores.setdefault(run.seed, {})[task] = TaskResult(
             TASKS[task](), score["score"], score["constant"], draws, constant_draws
         )

@@ -161,15 +161,16 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
         assert result is not None
         grid.write_result(run, {key: value for key, value in result.items() if key not in OWN})
         return
-    result = {
+    result: dict[str, Any] = {
+        "skill": None,
+        "val": {},
         "cost": work.to_result(),
         "made": {key: value for key, value in describe_machine().items() if key != "system"},
     }
-    failed = [other.name for other in run.teachers if (found := grid.read_result(other)) is None or found["failed"]]
-    if failed:
-        because = f"its teacher {failed[0]} has failed"
-        grid.write_result(run, result | {"failed": because, "skill": None, "val": {}})
-        return
+    for teacher in run.teachers:
+        if (found := grid.read_result(teacher)) and found["failed"]:
+            grid.write_result(run, result | {"failed": f"its teacher {teacher.name} has failed"})
+            return
     folder, log = worker.runs / run.name, worker.runs / "logs" / f"{run.name}.log"
     roots = [str(label_frames(grid, teacher, worker)) for teacher in run.teachers]
     config = grid.resolve(run, roots)
@@ -180,7 +181,7 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
     except RunError as error:
         if NOT_FINITE not in str(error):
             raise
-        grid.write_result(run, result | {"failed": str(error).partition("; see ")[0], "skill": None, "val": {}})
+        grid.write_result(run, result | {"failed": str(error).partition("; see ")[0]})
         return
     best = read_json(folder / "best.json")
     scores = {
