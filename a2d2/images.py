@@ -153,10 +153,26 @@ def read_json(path: Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML says that the keys of a mapping are unlike; PyYAML takes the last of two that are alike."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice, again in line {key.start_mark.line + 1}"
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
+
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file that somebody wrote; ValueError, with the path, if it cannot be read or is none."""
+    """The content of a YAML file that somebody wrote; ValueError, with the path, if it cannot be read, is none, or
+    gives a key of a mapping twice."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,8 +1,7 @@
 """What the runs of a grid cost, counted and not timed: images, cycles and operations.
 
 A busy machine makes the same step four to ten times slower, so seconds say little. Operations are twice the
-multiply-accumulates, and a backward pass counts as two forward passes. A frame of a study's dataset has all labels, or
-none.
+multiply-accumulates, and a backward pass counts as two forward passes.
 """
 
 import json
@@ -23,8 +22,9 @@ VIEWS = 2  # a teacher sees a picture and its mirror image
 
 @dataclass(frozen=True)
 class Work:
-    """`cycles`: steps of the optimizer; `images`: that pass the encoder in training; `flops`: of training;
-    `teacher_flops`: of training the teachers and of writing their pseudo-labels."""
+    """`cycles`: steps of the optimizer; `images`: that pass the encoder in its own training; `flops`: of training, and
+    of asking a mean teacher; `teacher_flops`: of training the teachers and those that calibrate them, and of writing
+    their pseudo-labels."""
 
     cycles: int = 0
     images: int = 0
@@ -72,41 +72,53 @@ class CostCounter:
         no part of the work, so without `tuned` it can be told before."""
         config = self.grid.resolve(run, tuned=tuned)
         forward = self._measure(config)
-        training = 1 + BACKWARD
-        images, flops = 0, 0.0
-        for number, rows in self._list_streams(config):
-            images += number
-            flops += training * number * forward.shared
-            flops += training * sum(number * share * forward.heads[task] for task, share in rows.items())
-            if config.train.mean_teacher is not None:
-                flops += VIEWS * number * (forward.shared + sum(forward.heads.values()))
-        teachers = sum((self._count_teaching(teacher, tuned) for teacher in run.teachers), 0.0)
         steps = config.train.steps
-        return Work(steps, steps * images, steps * flops, teachers)
+        heard = count_taught_steps(config)
+        images, flops = 0, 0.0
+        for taught, number_of_steps in ((False, steps - heard), (True, heard)):
+            step_images, step_flops = self._count_step(config, forward, taught)
+            images += number_of_steps * step_images
+            flops += number_of_steps * step_flops
+        teachers = sum((self._count_teaching(teacher, tuned) for teacher in run.teachers), 0.0)
+        return Work(steps, images, flops, teachers)
+
+    def _count_step(self, config: Config, forward: Forward, taught: bool) -> tuple[int, float]:
+        """Images and operations of a step, in which teachers are heard or not."""
+        images, flops = 0, 0.0
+        for number, labelled in self._list_streams(config, taught):
+            images += number
+            heads = sum(cost if taught else labelled[name] * cost for name, cost in forward.heads.items())
+            flops += (1 + BACKWARD) * number * (forward.shared + heads)
+            if taught and config.train.mean_teacher is not None:  # it is asked where there is no true label
+                asked = sum((1 - labelled[name]) * cost for name, cost in forward.heads.items())
+                flops += VIEWS * number * (forward.shared + asked)
+        return images, flops
 
     def _count_teaching(self, teacher: Run, tuned: bool) -> float:
         config = self.grid.resolve(teacher, tuned=tuned)
         forward = self._measure(config)
         frames = self.grid.study.dataset.count_training_frames(config.data.split_fractions[0])
-        return self.count(teacher, tuned).total_flops + VIEWS * frames * (forward.shared + sum(forward.heads.values()))
+        calibration = self.grid.find_calibration(teacher)
+        training = [self.count(run, tuned).total_flops for run in (teacher, calibration) if run is not None]
+        return sum(training) + VIEWS * frames * (forward.shared + sum(forward.heads.values()))
 
-    def _list_streams(self, config: Config) -> Iterator[tuple[int, dict[str, float]]]:
-        """Of each stream the images of a step, and the share of them on which each head runs."""
+    def _list_streams(self, config: Config, taught: bool) -> Iterator[tuple[int, dict[str, float]]]:
+        """Of each stream of a step in which teachers are heard or not, its images, and the share of them that have a
+        true label of each task."""
         names, labels, regime = list(config.tasks), config.data.labels, name_regime(config.data.labels)
         given = config.train.micro_batch
         sizes = given if isinstance(given, dict) else dict.fromkeys(names, given)
         cycle = config.train.cycle
-        taught = config.data.pseudo is not None or config.train.mean_teacher is not None
         if regime == "symmetric":
             yield given * cycle, dict.fromkeys(names, 1.0)
             return
         budget: dict[str, float] = labels["budget"] if regime == "budget" else {}
         for name in names:
-            shares = {other: budget.get(other, 1.0) for other in names}
+            shares = {other: budget.get(other, 1.0) * self.grid.study.dataset.have_both(name, other) for other in names}
             if regime in ("one_task", "one_at_a_time"):
                 shares = dict.fromkeys(names, 0.0)
             shares[name] = 1.0
-            yield sizes.get(name, MICRO_BATCH) * cycle, dict.fromkeys(names, 1.0) if taught else shares
+            yield sizes.get(name, MICRO_BATCH) * cycle, shares
         # frames that no stream of true labels draws
         if regime == "one_task":
             drawn_by_none = len(names) < len(labels["one_task"] if isinstance(labels, dict) else names)
@@ -115,7 +127,7 @@ class CostCounter:
             drawn_by_none = most < 1 or not self.grid.study.dataset.is_complete
         if taught and drawn_by_none:
             own = config.data.pseudo.micro_batch if config.data.pseudo is not None else None
-            yield (own or max(sizes.values())) * cycle, dict.fromkeys(names, 1.0)
+            yield (own or max(sizes.values())) * cycle, dict.fromkeys(names, 0.0)
 
     def _measure(self, config: Config) -> Forward:
         options: dict[str, Any] = {
@@ -128,6 +140,16 @@ class CostCounter:
             net = build_network(config.model, build_tasks(config.tasks), size, load_pretrained=False).eval()
             self._forwards[key] = measure_forward(net, size)
         return self._forwards[key]
+
+
+def count_taught_steps(config: Config) -> int:
+    """In how many steps of a run teachers are heard."""
+    teaching = config.data.pseudo or config.train.mean_teacher
+    if teaching is None:
+        return 0
+    steps = config.train.steps
+    until = steps if teaching.true_labels_only_from is None else min(steps, teaching.true_labels_only_from)
+    return max(0, until - teaching.from_step)
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from training.config import Config, ConfigError, config_to_dict, load_config
 from training.files import write_json
 from training.run import list_deciding_options
 
-FORMAT = 1  # of results
+FORMAT = 2  # of results
+WEIGHTS = "best.safetensors"  # in the folder of a run
 SHARED = "shared"  # the network of all tasks; a network of one task has that task's name
 OWN = (
     "format",
@@ -33,6 +34,7 @@ OWN = (
     "finalist",
     "options",
 )  # in a result, what names its run
+REQUIRED = (*OWN, "cost", "made", "failed", "skill", "val", "weights", "teachers")
 LOCAL = ("model.encoder.weights", "data.pseudo.roots")  # where a file lies decides nothing
 
 
@@ -61,15 +63,26 @@ class SyntheticSet(Closed):
         """Whether every training frame has a label."""
         return True
 
+    @property
+    def root(self) -> str:
+        """The folder of the preprocessed dataset."""
+        return f"{self.out}/processed/{self.processed}"
+
+    def have_both(self, task: str, other: str) -> bool:
+        """Whether frames with a label of the one have that of the other."""
+        return True
+
 
 class GivenSet(Closed):
     """A dataset that is there already, where `data.roots` of the base says: its name, the size of its pictures, and the
-    number of training frames, and of those with a label."""
+    number of training frames, and of those with a label. `together`: the tasks whose labels the same frames have, one
+    group after the other; by default a frame with a label has those of all."""
 
     about: str
     processed: str
     training_frames: PositiveInt
     labelled_frames: PositiveInt
+    together: tuple[tuple[Literal[*OPTIONS], ...], ...] = ()  # type: ignore[valid-type]
 
     @property
     def is_complete(self) -> bool:
@@ -77,6 +90,10 @@ class GivenSet(Closed):
 
     def count_training_frames(self, share: float) -> int:
         return self.training_frames
+
+    def have_both(self, task: str, other: str) -> bool:
+        """Whether frames with a label of the one have that of the other."""
+        return not self.together or any(task in group and other in group for group in self.together)
 
 
 class Tuning(Closed):
@@ -134,8 +151,8 @@ class Study(Closed):
     tuning: Tuning | None = None
     arms: dict[str, Arm] = Field(min_length=1)
     subset: Literal["test", "val"] = Field("test", description="that tables are about; opened by tabulate.py")
-    without: Literal[*OPTIONS] | None = Field(  # type: ignore[valid-type]
-        None, description="task without which Delta-m is given too"
+    without: tuple[Literal[*OPTIONS], ...] = Field(  # type: ignore[valid-type]
+        (), description="tasks without each of which Delta-m is given too"
     )
     comparisons: tuple["Comparison", ...] = ()
     curves: tuple["Curves", ...] = ()
@@ -168,6 +185,11 @@ class Study(Closed):
             for arm in (*comparison.arms, comparison.reference, *([comparison.goal] if comparison.goal else [])):
                 if arm not in self.arms:
                     raise ValueError(f"comparisons: there is no arm {arm!r}")
+            if comparison.reference in comparison.arms:
+                raise ValueError(f"comparisons: {comparison.title!r} compares {comparison.reference!r} with itself")
+        titles = [name_file(each.title) for each in (*self.comparisons, *self.curves)]
+        if alike := next((title for title in titles if titles.count(title) > 1), None):
+            raise ValueError(f"comparisons, curves: two plots would be called {alike}.png; change a title")
         for curves in self.curves:
             for arm in (arm for line in curves.lines.values() for arm in line):
                 if arm not in self.arms:
@@ -197,6 +219,11 @@ class Curves(Closed):
 
 
 Study.model_rebuild()
+
+
+def name_file(title: str) -> str:
+    """A title as the name of a file, without ending."""
+    return "".join(letter if letter.isalnum() else "_" for letter in title.lower()).strip("_")
 
 
 @dataclass(frozen=True)
@@ -390,29 +417,43 @@ class Grid:
     def resolve(self, run: Run, roots: Sequence[str] = (), tuned: bool = True) -> Config:
         """Its config; see list_arguments."""
         _, base, *overrides = self.list_arguments(run, roots, tuned)
-        return self._load(base, overrides)
+        config, dataset = self._load(base, overrides), self.study.dataset
+        if isinstance(dataset, SyntheticSet) and config.data.roots != [dataset.root]:
+            raise GridError(
+                f"{self.path}: dataset is written into {dataset.root}, and data.roots = {config.data.roots}"
+            )
+        return config
 
     def digest(self, run: Run) -> str:
         """A fingerprint of all that decides its result. KeyError while its tuning is not finished."""
         options = list_deciding_options(config_to_dict(self.resolve(run)))
         kept = {key: value for key, value in options.items() if key not in LOCAL}
+        if (split_file := kept.get("data.split_file")) is not None:
+            kept["data.split_file"] = self._read_split(split_file)
         dataset = self.study.dataset.model_dump(mode="json", exclude={"out"})
         needed = [*run.teachers, *(each for teacher in run.teachers if (each := self.find_calibration(teacher)))]
         content = [kept, dataset, sorted(self.digest(other) for other in needed)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    def _read_split(self, path: str) -> Any:
+        """What a file says that lists a split: its name decides nothing."""
+        try:
+            return read_yaml(Path(path))
+        except ValueError as error:
+            raise GridError(f"{self.path}: data.split_file: {error}") from error
+
     def result_path(self, run: Run) -> Path:
         return self.results / f"{run.name}.json"
 
     def read_result(self, run: Run) -> dict[str, Any] | None:
-        """The result of a run; None if there is none, or it is that of another config. KeyError while its tuning is
-        not finished."""
+        """The result of a run; None if there is none, it is not whole, or it is that of another config. KeyError while
+        its tuning is not finished."""
         try:
             content = read_json(self.result_path(run))
         except (OSError, ValueError):
             return None
-        whole = isinstance(content, dict) and content.get("format") == FORMAT
-        return content if whole and content.get("digest") == self.digest(run) else None
+        whole = isinstance(content, dict) and content.get("format") == FORMAT and content.keys() >= set(REQUIRED)
+        return content if whole and content["digest"] == self.digest(run) else None
 
     def find_twin(self, run: Run) -> Run | None:
         """A run that is done and was trained with the very same config: of tuning and of the study itself there may be
@@ -427,11 +468,29 @@ class Grid:
                 continue
         return None
 
-    def write_result(self, run: Run, content: Mapping[str, Any]) -> None:
-        self.results.mkdir(parents=True, exist_ok=True)
+    def identify(self, run: Run) -> dict[str, Any]:
+        """What names a run in its result. To be asked for before it is trained: what was tuned can change meanwhile.
+        KeyError like digest."""
         names = (run.arm, run.network, run.seed, run.setting, run.finalist)
-        about = (FORMAT, self.digest(run), *names, self.list_overrides(run))
-        write_json(self.result_path(run), dict(zip(OWN, about, strict=True)) | dict(content))
+        return dict(zip(OWN, (FORMAT, self.digest(run), *names, self.list_overrides(run)), strict=True))
+
+    def write_result(self, run: Run, content: Mapping[str, Any]) -> None:
+        """`content`: with what `identify` has said."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        assert content.keys() >= set(REQUIRED), run.name
+        write_json(self.result_path(run), dict(content))
+
+
+def has_weights(result: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the weights in the folder of a run are those that its result is about: results travel from machine to
+    machine, and weights stay."""
+    path = folder / WEIGHTS
+    return result["weights"] is not None and path.is_file() and result["weights"] == digest_file(path)
+
+
+def digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_overrides(values: Mapping[str, Any]) -> list[str]:
@@ -440,11 +499,14 @@ def write_overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def keep_own(value: Any, tasks: Sequence[str]) -> Any:
-    """A budget of labels, or shares that are held out, without those of tasks that a run does not train."""
+    """A budget of labels, or shares that are held out, without those of tasks that a run does not train. A name that is
+    no task's stays, so that the config refuses it."""
     if isinstance(value, dict) and "budget" in value:
         return {"budget": keep_own(value["budget"], tasks)}
     shares = isinstance(value, dict) and all(isinstance(share, int | float) for share in value.values())
-    return {name: share for name, share in value.items() if name in tasks} if shares else value
+    if not shares:
+        return value
+    return {name: share for name, share in value.items() if name in tasks or name not in OPTIONS}
 
 
 def scale_steps(config: Config, share: float) -> dict[str, Any]:

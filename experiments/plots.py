@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from a2d2.images import whole_path
-from experiments.analysis import Against, Study, find_score_interval
-from experiments.grid import Curves
+from experiments.analysis import Against, ArmResults, Study, find_score_interval
+from experiments.grid import Curves, name_file
 from pictures.curves import COLORS, PAGE_WIDTH, STYLES
 from tasks import TASKS
 
@@ -34,8 +34,7 @@ def draw_plots(study: Study, folder: Path) -> list[Path]:
 
 
 def _save(figure: pyplot.Figure, folder: Path, title: str) -> Path:
-    name = "".join(letter if letter.isalnum() else "_" for letter in title.lower()).strip("_")
-    path = folder / f"{name}.png"
+    path = folder / f"{name_file(title)}.png"
     with whole_path(path) as temporary:
         figure.savefig(temporary, dpi=160, format="png")
     pyplot.close(figure)
@@ -102,7 +101,7 @@ def draw_comparison(study: Study, found: Sequence[Against], title: str) -> pyplo
         axes.tick_params(labelsize=7)
         axes.grid(axis="x", color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
-    left.set_yticks(range(len(found)), [f"{study.arms[each.arm].arm.title} ({len(each.seeds)})" for each in found])
+    left.set_yticks(range(len(found)), [describe_row(study.arms[each.arm], each) for each in found])
     left.invert_yaxis()
     left.set_xlabel(f"Delta-m in % over {reference}", fontsize=7)
     right.set_xlabel("by task, in %; right is better", fontsize=7)
@@ -110,6 +109,11 @@ def draw_comparison(study: Study, found: Sequence[Against], title: str) -> pyplo
     right.legend(handles, tasks, fontsize=6.5, loc="best", frameon=True)
     figure.suptitle(f"{title} ({study.subset} subset; number of seeds in brackets)", fontsize=8)
     return figure
+
+
+def describe_row(own: ArmResults, against: Against) -> str:
+    failed = f", {len(own.failed)} failed" if own.failed else ""
+    return f"{own.arm.title} ({len(against.seeds)}{failed})"
 
 
 def _draw_dot(axes, place: float, value: float | None, interval: tuple[float, float] | None, color: str) -> None:

@@ -58,7 +58,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -68,13 +68,12 @@ from tqdm import tqdm
 
 from a2d2.images import read_json
 from experiments.cost import CostCounter, Work
-from experiments.grid import OWN, Grid, GridError, Run, SyntheticSet, read_grid
+from experiments.grid import OWN, WEIGHTS, Grid, GridError, Run, SyntheticSet, digest_file, has_weights, read_grid
 from scoring.table import layout
 from training.log import describe_machine
 from training.sampling import parse_assignment
 
 SCRIPTS = ("camera", "segmentation", "depth_preprocess", "bounding_box", "steering_angle")
-WEIGHTS = "best.safetensors"
 NOT_FINITE = "is not finite"  # a failure that is a result
 
 
@@ -154,16 +153,18 @@ def prepare_dataset(dataset: SyntheticSet, worker: Worker) -> None:
 
 def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
     """Train one run and keep its result; one that was trained here under another name is not trained again."""
+    about = grid.identify(run)
     twin = grid.find_twin(run)
-    if twin is not None and (worker.runs / twin.name / WEIGHTS).is_file():
-        copy_run(worker.runs / twin.name, worker.runs / run.name)
-        result = grid.read_result(twin)
-        assert result is not None
-        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN})
+    found = None if twin is None else grid.read_result(twin)
+    if twin is not None and found is not None and has_weights(found, worker.runs / twin.name):
+        copy_run(worker.runs / twin.name, worker.runs / run.name, found)
+        grid.write_result(run, {key: value for key, value in found.items() if key not in OWN} | about)
         return
-    result: dict[str, Any] = {
+    result: dict[str, Any] = about | {
         "skill": None,
         "val": {},
+        "weights": None,
+        "teachers": {},
         "cost": work.to_result(),
         "made": {key: value for key, value in describe_machine().items() if key != "system"},
     }
@@ -172,7 +173,11 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
             grid.write_result(run, result | {"failed": f"its teacher {teacher.name} has failed"})
             return
     folder, log = worker.runs / run.name, worker.runs / "logs" / f"{run.name}.log"
-    roots = [str(label_frames(grid, teacher, worker)) for teacher in run.teachers]
+    roots = []
+    for teacher in run.teachers:
+        root, digest = label_frames(grid, teacher, worker)
+        roots.append(str(root))
+        result["teachers"][teacher.name] = digest
     config = grid.resolve(run, roots)
     command = list_training_command(grid, run, roots, folder, worker.device)
     result["command"] = shlex.join(["python", "train.py", *grid.list_arguments(run, roots, local=False)])
@@ -191,13 +196,14 @@ def perform(grid: Grid, run: Run, worker: Worker, work: Work) -> None:
     assignment = parse_assignment((folder / "assignment.json").read_text(encoding="utf-8"))
     labels = {name: len(names) for name, names in assignment.items()}
     result |= {"failed": None, "skill": best["skill"], "step": best["step"], "labels": labels, "val": scores}
+    result["weights"] = digest_file(folder / WEIGHTS)
     assert set(scores) == set(config.tasks), (run.name, set(scores))
     grid.write_result(run, result)
 
 
-def copy_run(source: Path, folder: Path) -> None:
-    """Copy a run's folder, whole or not at all, over one that is not finished."""
-    if (folder / WEIGHTS).is_file():
+def copy_run(source: Path, folder: Path, result: Mapping[str, Any]) -> None:
+    """Copy the folder of a run with this result, whole or not at all, over one with other weights or none."""
+    if has_weights(result, folder):
         return
     partial = folder.with_name(f".{folder.name}.partial")
     for leftover in (partial, folder):
@@ -211,8 +217,9 @@ def list_training_command(grid: Grid, run: Run, roots: Sequence[str], folder: Pa
     return ["train.py", *grid.list_arguments(run, roots), f"train.device={device}", "--run", str(folder), "--resume"]
 
 
-def label_frames(grid: Grid, teacher: Run, worker: Worker) -> Path:
-    """The pseudo-labels of a teacher for the training frames, made if they are not there."""
+def label_frames(grid: Grid, teacher: Run, worker: Worker) -> tuple[Path, str]:
+    """The pseudo-labels of a teacher for the training frames, made if they are not there, and the digest of the weights
+    that have made them."""
     out = worker.runs / "pseudo" / teacher.name
     calibration = grid.find_calibration(teacher)
     with worker.locks.setdefault(teacher.name, threading.Lock()):
@@ -220,20 +227,23 @@ def label_frames(grid: Grid, teacher: Run, worker: Worker) -> Path:
         if calibration is not None:
             with worker.locks.setdefault(calibration.name, threading.Lock()):
                 options += ["--calibrate", str(find_weights(grid, calibration, worker).parent)]
-        folder = find_weights(grid, teacher, worker).parent
-        worker.call(["pseudo_label.py", str(folder), *options], worker.runs / "logs" / f"{teacher.name}.log")
-    return out
+        weights = find_weights(grid, teacher, worker)
+        worker.call(["pseudo_label.py", str(weights.parent), *options], worker.runs / "logs" / f"{teacher.name}.log")
+        return out, digest_file(weights)
 
 
 def find_weights(grid: Grid, run: Run, worker: Worker) -> Path:
-    """The weights of a finished run. Where only its result was kept it is trained again, and the result replaced: it is
-    to be that of the weights that others learn from."""
-    path = worker.runs / run.name / WEIGHTS
-    if not path.is_file():
-        kept = grid.read_result(run)
-        assert kept is not None, run.name
+    """The weights of a finished run. Where only its result was kept, or weights are others, it is trained again, and
+    the result replaced: it is to be that of the weights that others learn from."""
+    folder = worker.runs / run.name
+    kept = grid.read_result(run)
+    assert kept is not None, run.name
+    if not has_weights(kept, folder):
         perform(grid, run, worker, Work.from_result(kept["cost"]))
-    return path
+        again = grid.read_result(run)
+        if again is None or again["failed"]:
+            raise RunError(f"{run.name} was trained again for its students, and has failed or differs")
+    return folder / WEIGHTS
 
 
 def choose_runs(grid: Grid, patterns: Collection[str]) -> list[Run]:
@@ -258,17 +268,35 @@ def is_done(grid: Grid, run: Run) -> bool:
         return False
 
 
-def describe_plan(grid: Grid, runs: Sequence[Run]) -> str:
-    """A line for each arm: runs that are done and left, and what is left costs."""
+def list_repeated(grid: Grid, left: Sequence[Run], folder: Path) -> set[str]:
+    """Names of the finished runs that are trained again, because students that are left need their weights, and these
+    are not in the folder of the runs."""
+    repeated = set()
+    for run in left:
+        calibrations = [grid.find_calibration(teacher) for teacher in run.teachers]
+        for other in (*run.teachers, *(each for each in calibrations if each is not None)):
+            if other.name not in repeated and is_done(grid, other):
+                result = grid.read_result(other)
+                assert result is not None
+                repeated |= set() if result["failed"] or has_weights(result, folder / other.name) else {other.name}
+    return repeated
+
+
+def describe_plan(grid: Grid, runs: Sequence[Run], folder: Path) -> str:
+    """A line for each arm: runs that are done, that are left, and that are done again for their weights, and what the
+    latter two cost."""
     counter = CostCounter(grid)
-    rows = [["arm", "done", "left", "cycles", "images", "TFLOP"]]
+    finished = {run.name for run in runs if is_done(grid, run)}
+    repeated = list_repeated(grid, [run for run in runs if run.name not in finished], folder)
+    rows = [["arm", "done", "left", "again", "cycles", "images", "TFLOP"]]
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(f"tuning of {run.arm}" if run.is_tuning else run.arm, []).append(run)
     for name, members in [*groups.items(), ("all", list(runs))]:
-        left = [run for run in members if not is_done(grid, run)]
-        work = sum((counter.count(run, tuned=False) for run in left), Work())
-        numbers = (len(members) - len(left), len(left), work.cycles, work.images)
+        left = [run for run in members if run.name not in finished]
+        again = [run for run in members if run.name in repeated]
+        work = sum((counter.count(run, tuned=False) for run in (*left, *again)), Work())
+        numbers = (len(members) - len(left), len(left), len(again), work.cycles, work.images)
         rows.append([name, *map(str, numbers), f"{work.flops / 1e12:.1f}"])
     return "\n".join(layout(rows[0], rows[1:]))
 
@@ -327,7 +355,7 @@ def main(arguments: argparse.Namespace | None = None) -> int:
         grid = read_grid(arguments.grid, dict(arguments.weights), arguments.results)
         runs = choose_runs(grid, arguments.only)
         if arguments.dry_run:
-            print(describe_plan(grid, runs))
+            print(describe_plan(grid, runs, arguments.runs))
             return DONE
         cores = len(os.sched_getaffinity(0))
         worker = Worker(arguments.runs, max(1, cores // arguments.jobs), arguments.device)

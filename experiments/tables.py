@@ -19,8 +19,11 @@ def format_study(study: Study, level: int = 1) -> str:
     for comparison in grid.study.comparisons:
         found = study.compare(comparison)
         lines += [f"{mark}# {comparison.title}", ""] + ([comparison.about, ""] if comparison.about else [])
+        arms = [study.arms[name] for name in (comparison.reference, *comparison.arms)]
+        failed = [f"{own.arm.title} ({len(own.failed)})" for own in arms if own.failed]
+        lines += [f"Failed runs: {', '.join(failed)}.", ""] if failed else []
         if not found:
-            lines += ["No results yet.", ""]
+            lines += ["No results yet.", ""] if not failed else ["Nothing is left to compare.", ""]
             continue
         lines += [f"Against {study.arms[comparison.reference].arm.title} (`{comparison.reference}`).", ""]
         goal = None if comparison.goal is None else study.arms[comparison.goal]
@@ -37,7 +40,7 @@ def list_scores(study: Study) -> tuple[list[str], list[list[str]]]:
     rows = []
     for own in study.arms.values():
         numbers = " / ".join(str(own.labels[name]) if name in own.labels else "-" for name in tasks)
-        cells = [show_scores(own.list_scores(name)) if name in own.expected else "" for name in tasks]
+        cells = [show_scores(own.list_scores(name), len(own.seeds)) if name in own.expected else "" for name in tasks]
         rows.append(
             [
                 own.arm.title,
@@ -72,7 +75,12 @@ def list_tuning(study: Study) -> list[str]:
         rows.append(row)
     columns = [study.arms[arm].arm.title if network == SHARED else network for arm, network in networks]
     header = ["steps", *(name.rpartition(".")[2] for name in names), *columns]
-    about = "Skill on the validation subset, first seed; what was taken is bold. All other arms inherit it."
+    about = (
+        "Skill on the validation subset, first seed; what was taken is bold. All other arms inherit it; a whole run "
+        "that was taken is also that of the first seed."
+    )
+    own = [f'"{arm.title}"' for arm in study.grid.study.arms.values() if arm.tuned is None]
+    about += f" Not tuned, with options of their own: {', '.join(own)}." if own else ""
     return [about, "", *layout(header, rows, markdown=True)]
 
 
@@ -83,33 +91,36 @@ def show_seeds(own: ArmResults) -> str:
     return f"{len(own.seeds)}{missing}{failed}"
 
 
-def show_scores(scores: Sequence[float]) -> str:
-    """The mean, and the standard deviation between seeds (n - 1)."""
+def show_scores(scores: Sequence[float], expected: int) -> str:
+    """The mean, and the standard deviation between seeds (n - 1); in brackets their number, if it is not that of seeds
+    with all networks."""
     if not scores:
         return "-"
     spread = f" ± {statistics.stdev(scores):.2g}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.4g}{spread}"
+    return f"{statistics.fmean(scores):.4g}{spread}" + f" ({len(scores)})" * (len(scores) != expected)
 
 
 def list_comparison(
     study: Study, found: Sequence[Against], goal: ArmResults | None
 ) -> tuple[list[str], list[list[str]]]:
     tasks = [name for name in study.grid.tasks if any(name in each.terms for each in found)]
-    left_out = study.grid.study.without if len(tasks) > 1 and study.grid.study.without in tasks else None
+    left_out = [name for name in study.grid.study.without if len(tasks) > 1 and name in tasks]
     header = ["arm", "seeds", *(f"{name} %" for name in tasks), "Delta-m %", "95 % interval"]
-    header += [f"without {left_out} %"] * bool(left_out) + ["skill", "95 % interval", "P(A > B)"]
+    header += [*(f"without {name} %" for name in left_out), "skill", "95 % interval", "P(A > B)"]
     header += ["of the way"] * (goal is not None)
     rows = []
     for each in found:
         row = [study.arms[each.arm].arm.title, f"{len(each.seeds)}"]
         row += [show_signed(each.terms[name]) if name in each.terms else "" for name in tasks]
-        row += [show_signed(each.delta_m), show_range(each.interval)]
-        row += [show_signed(each.without.get(left_out))] if left_out else []
+        spread = "" if each.deviation is None else f" ± {each.deviation:.1f}"
+        row += [show_signed(each.delta_m) + spread, show_range(each.interval)]
+        row += [show_signed(each.without.get(name)) for name in left_out]
         row += [show_signed(each.skill, 3), show_range(each.skill_interval, 3)]
         row += ["-" if each.probability is None else f"{each.probability:.2f}"]
         if goal is not None:
             share = measure_recovery(study.arms[each.arm], study.arms[each.reference], goal)
-            row.append("-" if share is None else f"{share:.0%}")
+            some = share is not None and share[1] != len(each.seeds)
+            row.append("-" if share is None else f"{share[0]:.0%}" + f" ({share[1]})" * some)
         rows.append(row)
     return header, rows
 
@@ -127,19 +138,33 @@ def list_notes(study: Study) -> list[str]:
     failed = [name for own in study.arms.values() for name in own.failed]
     missing = [name for own in study.arms.values() for name in own.missing]
     lines = [
-        "Intervals: 95 %, from resampling scenes, in them blocks of 5 s or more, and the seeds, in pairs; one seed "
-        "alone is not resampled, so its interval is that of the frames. Images and TFLOP: of one seed, all networks of "
-        "the arm in training, with those of the teachers and of their pseudo-labels.",
+        "± is the standard deviation between seeds. Intervals: 95 %, from resampling scenes, in them blocks of 5 s or "
+        "more, and the seeds, in pairs; one seed alone is not resampled, so its interval is that of the frames, and "
+        "with two to five seeds it is too narrow. They are not corrected for the number of comparisons. Terms of "
+        "Delta-m are those of each seed, averaged.",
+        "",
+        "A number in brackets is that of seeds, where a cell has others than its row; rows with unlike numbers of "
+        "seeds have unlike runs of the reference behind them. Images: that pass the networks of one seed in their own "
+        "training. TFLOP: of that training, of the teachers' and of those that calibrate them, and of writing "
+        "pseudo-labels.",
         "",
     ]
     if failed:
         lines += [f"Failed: {', '.join(failed)}.", ""]
     if missing:
         lines += [f"Not trained yet: {len(missing)} runs, such as {missing[0]}.", ""]
+    if study.strangers:
+        lines += [
+            f"{len(study.strangers)} students, such as {study.strangers[0]}, have learned from other weights of their "
+            "teachers than those that are scored here: the teachers were trained again since, with the same config.",
+            "",
+        ]
     made = [
         f"{each['device']}, {each['cores']} cores, Python {each['python']}, PyTorch {each['packages']['torch']}, "
-        f"commits {', '.join(commit[:10] for commit in each['commits'])}"
+        f"commits {', '.join(each['commits'])}"
         for each in study.machines
     ]
     command = f"`python experiments/run.py {study.grid.path}`"
-    return [*lines, f"Made by {command} on: {'; '.join(made)}."] if made else lines
+    changed = any(commit.endswith("*") for each in study.machines for commit in each["commits"])
+    star = " *: with files that were not committed, which new results are, too." if changed else ""
+    return [*lines, f"Made by {command} on: {'; '.join(made)}.{star}"] if made else lines

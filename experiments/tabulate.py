@@ -51,6 +51,7 @@ if __name__ == "__main__":
     exit_on_interrupt("tabulate")
     ARGUMENTS = read_arguments()
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,9 @@ from tqdm import tqdm
 
 from evaluate import draw_frames, score_frames
 from experiment import Data, Trained, load_recorded_data, load_trained, pick_device
-from experiments.analysis import KEPT, Study, gather_study
+from experiments.analysis import KEPT, Study, gather_study, is_scored
 from experiments.cost import CostCounter
-from experiments.grid import OWN, Grid, GridError, Run, read_grid
+from experiments.grid import Grid, GridError, Run, has_weights, read_grid
 from experiments.plots import draw_plots
 from experiments.tables import format_study
 from scoring.predictors import make_predictor
@@ -74,20 +75,26 @@ DIGITS = 4  # of a kept draw: 0.01 % of it
 
 def open_test(grid: Grid, runs: list[Run], arguments: argparse.Namespace) -> list[str]:
     """Score every finished run that has not been on the subset that tables are about; returns the runs whose weights
-    are not there."""
+    are not there, or are not those that its result is about."""
     device = pick_device(arguments.device, "--device")
     missing = []
-    left = [run for run in runs if (result := find_result(grid, run)) and not result["failed"] and KEPT not in result]
-    for run in tqdm(left, desc=f"score on {grid.study.subset}", unit="run"):
+    subset = grid.study.subset
+    left = [
+        run for run in runs
+        if (result := find_result(grid, run)) and not result["failed"] and not is_scored(result, subset)
+    ]  # fmt: skip
+    for run in tqdm(left, desc=f"score on {subset}", unit="run"):
         folder = arguments.runs / run.name
-        if not (folder / "best.safetensors").is_file():
-            missing.append(run.name)
-            continue
         result = find_result(grid, run)
         assert result is not None
+        if not has_weights(result, folder):
+            missing.append(run.name)
+            continue
         trained = load_trained(folder, device)
-        scores = score_run(trained, grid.study.subset, device, arguments)
-        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN} | {KEPT: scores})
+        scores = score_run(trained, subset, device, arguments)
+        if find_result(grid, run) != result:
+            raise ValueError(f"{run.name} was trained again while it was scored; the same command goes on")
+        grid.write_result(run, result | {KEPT: scores})
     return missing
 
 
@@ -99,12 +106,17 @@ def find_result(grid: Grid, run: Run) -> dict[str, Any] | None:
 
 
 def score_run(trained: Trained, subset: str, device: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of each task its primary metric on the subset, that of the constant baseline, and both in each draw."""
+    """Of each task its primary metric on the subset, that of the constant baseline, and both in each draw. ValueError
+    if the dataset is not what it was when the run was trained."""
     assert trained.record is not None
     data: Data = load_recorded_data(trained.record, trained.split)
-    frames = data.subsets[subset]
-    if not frames:
-        raise ValueError(f"{trained.name} has no {subset} frames in {', '.join(map(str, data.roots))}")
+    frames, where = data.subsets[subset], ", ".join(map(str, data.roots))
+    if not frames or len(frames) < len(trained.record.subsets[subset]):
+        recorded = len(trained.record.subsets[subset])
+        raise ValueError(f"{trained.name}: {where} has {len(frames)} of its {recorded} recorded {subset} frames")
+    kinds = [task.kind for task in trained.tasks.values()]
+    if sorted(data.find_identity(kinds)) != sorted(trained.record.identity):
+        raise ValueError(f"{trained.name}: {where} was made with other options since the run was trained")
     draws = draw_frames(frames, arguments.draws)
     protocol = compose_protocol(OPTIONS).model_validate(trained.header["protocol"])
     parts = score_frames(
@@ -120,7 +132,9 @@ def score_run(trained: Trained, subset: str, device: Any, arguments: argparse.Na
             "draws": write_draws(own),
             "constant_draws": write_draws(constant) if row["constant"] else None,  # where it is 0, so is every draw
         }  # fmt: skip
-    return scores
+    names = "\n".join(map(str, frames))
+    digest = hashlib.sha256(names.encode()).hexdigest()[:16]
+    return {"subset": subset, "frames": digest, "resampled": arguments.draws, "scores": scores}
 
 
 def fill_page(path: Path, study: Study) -> str:

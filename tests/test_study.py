@@ -1,5 +1,6 @@
 """A grid trains what is missing and nothing else, and its tables say what its results are."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from experiments import run as study_run
+from experiments import tabulate
 from experiments.analysis import (
     KEPT,
     ArmResults,
@@ -18,8 +20,8 @@ from experiments.analysis import (
     gather_study,
     measure_recovery,
 )
-from experiments.cost import CostCounter
-from experiments.grid import OWN, Arm, GridError, read_grid
+from experiments.cost import CostCounter, Work
+from experiments.grid import Arm, GridError, read_grid
 from experiments.plots import draw_plots
 from experiments.tables import format_study
 from experiments.tabulate import fill_page
@@ -27,6 +29,7 @@ from scoring.compare import TaskResult
 from tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments/results"
 GRIDS = [path for path in sorted((ROOT / "configs/study").glob("*.yaml")) if path.name != "base.yaml"]
 SMALL = {
     "base": "configs/study/base.yaml",
@@ -52,6 +55,15 @@ def test_every_run_of_the_shipped_grids_has_a_config(path, monkeypatch):
     for run in runs:
         assert tuple(grid.resolve(run, tuned=False).tasks) == run.tasks
         assert all(places[needed.name] < places[run.name] for needed in run.teachers)
+
+
+@pytest.mark.parametrize("path", [path for path in GRIDS if (RESULTS / path.stem).is_dir()], ids=lambda path: path.stem)
+def test_the_results_page_has_the_tables_of_the_results(path, monkeypatch):
+    """Made again from experiments/results/ as tabulate.py makes them, to the last letter."""
+    monkeypatch.chdir(ROOT)
+    grid = read_grid(path.relative_to(ROOT))
+    page = Path("RESULTS.md").read_text(encoding="utf-8")
+    assert fill_page(Path("RESULTS.md"), gather_study(grid, CostCounter(grid))) == page
 
 
 @pytest.fixture
@@ -89,7 +101,7 @@ class FakeWorker(study_run.Worker):
                 for name in tasks
             }  # fmt: skip
             (folder / "best.json").write_text(json.dumps({"skill": better, "step": 1, "scores": scores}))
-            (folder / "best.safetensors").write_bytes(b"1")
+            (folder / "best.safetensors").write_bytes(b"1")  # the same each time, as training is
             labels = {name: {"s/front_center": ["000000001"]} for name in tasks}
             (folder / "assignment.json").write_text(json.dumps({"format": 1, "labels": labels}))
         return ""
@@ -194,6 +206,9 @@ def test_a_result_of_another_config_does_not_count(small, tmp_path):
     changed = small(arms=arms)
     left = [run.name for run in changed.list_runs() if not study_run.is_done(changed, run)]
     assert len(left) == len(changed.list_runs())  # students learn from other teachers now
+    (tmp_path / "results/single.depth.seed0.json").write_text('{"format": 2, "digest": "0"}')  # whole, and no result
+    assert not study_run.is_done(small(), small().list_runs()[4])
+    study_run.run_all(grid, grid.list_runs(), FakeWorker(tmp_path / "runs"), jobs=1)
     arms = json.loads(json.dumps(SMALL["arms"]))
     arms["student"]["title"] = "another title"
     same = small(arms=arms)
@@ -209,6 +224,7 @@ def test_a_loss_that_is_not_finite_is_a_result_and_a_full_disk_is_none(small, tm
     assert "is not finite" in found["single.depth.seed0"]["failed"] and not found["single.depth.seed1"]["failed"]
     text = format_study(gather_study(grid, CostCounter(grid)))
     assert "Failed: single.depth.seed0." in text and "1 runs failed" in text
+    assert "Failed runs: single (1)." in text  # also where there is nothing to compare
     # a student of it has failed, too, and the grid goes on
     students = [run for run in grid.list_runs() if run.arm == "student"]
     study_run.run_all(grid, [*runs, *students], FakeWorker(tmp_path / "runs"), jobs=1)
@@ -221,6 +237,107 @@ def test_a_loss_that_is_not_finite_is_a_result_and_a_full_disk_is_none(small, tm
     assert not (tmp_path / "results/single.depth.seed1.json").exists()
 
 
+def test_weights_that_a_result_is_not_about_are_none(small, tmp_path):
+    """Results travel by git, weights stay: in a folder of that name there may be those of another config."""
+    grid = small()
+    runs = grid.list_runs()
+    folder = tmp_path / "runs"
+    study_run.run_all(grid, runs, FakeWorker(folder), jobs=1)
+    student = next(run for run in runs if run.name == "student.shared.seed0")
+    assert set(grid.read_result(student)["teachers"]) == {"single.depth.seed0", "single.steering.seed0"}
+    assert read_plan(grid, runs, folder)["single"] == ["4", "0", "0"]
+    (folder / "single.depth.seed0/best.safetensors").write_bytes(b"of another config")
+    grid.result_path(student).unlink()
+    plan = read_plan(grid, runs, folder)
+    assert plan["single"] == ["4", "0", "1"] and plan["student"] == ["1", "1", "0"]
+    assert read_plan(grid, runs, tmp_path / "elsewhere")["single"] == ["4", "0", "2"]  # those of its seed
+    worker = FakeWorker(folder)
+    study_run.run_all(grid, runs, worker, jobs=1)
+    assert list_trained(worker) == ["single.depth.seed0", "student.shared.seed0"]
+    assert gather_study(grid, CostCounter(grid)).strangers == []
+    # a student of weights that are no more those of the teacher's result is named
+    result = grid.read_result(runs[-1])
+    teachers = result["teachers"] | {"single.depth.seed1": "another digest"}
+    grid.write_result(runs[-1], result | {"teachers": teachers})
+    study = gather_study(grid, CostCounter(grid))
+    assert study.strangers == ["student.shared.seed1"]
+    assert "1 students, such as student.shared.seed1" in format_study(study)
+
+
+def read_plan(grid, runs, folder):
+    """Arm -> done, left, again."""
+    lines = study_run.describe_plan(grid, runs, folder).splitlines()
+    return {line.split()[0]: line.split()[1:4] for line in lines}
+
+
+def test_only_the_weights_of_a_result_are_scored(small, tmp_path, monkeypatch):
+    grid = small()
+    runs = [run for run in grid.list_runs() if run.arm == "single" and not run.is_tuning]
+    study_run.run_all(grid, grid.list_runs(), FakeWorker(tmp_path / "runs"), jobs=1)
+    (tmp_path / "runs/single.depth.seed1/best.safetensors").write_bytes(b"of another config")
+    scored = []
+    monkeypatch.setattr(tabulate, "load_trained", lambda folder, device: scored.append(folder.name))
+    about = {"subset": "test", "frames": "x", "resampled": 3, "scores": {}}
+    monkeypatch.setattr(tabulate, "score_run", lambda trained, subset, device, arguments: about)
+    arguments = argparse.Namespace(runs=tmp_path / "runs", device="cpu")
+    assert tabulate.open_test(grid, runs, arguments) == ["single.depth.seed1"]
+    assert sorted(scored) == ["single.depth.seed0", "single.steering.seed0", "single.steering.seed1"]
+    assert tabulate.open_test(grid, runs, arguments) == ["single.depth.seed1"] and len(scored) == 3  # once
+
+
+def test_a_folder_of_a_twin_with_other_weights_is_replaced(small, tmp_path):
+    tuning = SMALL["tuning"] | {"finals": "train.optimizer.lr"}
+    grid = small(tuning=tuning)
+    runs = [run for run in grid.list_runs() if run.arm == "single" and run.network == "depth"]
+    stale = tmp_path / "runs/single.depth.seed0"
+    stale.mkdir(parents=True)
+    (stale / "best.safetensors").write_bytes(b"of the setting that was better before")
+    study_run.run_all(grid, runs, FakeWorker(tmp_path / "runs"), jobs=1)
+    assert (stale / "best.safetensors").read_bytes() == b"1"
+
+
+def test_a_result_says_what_was_trained_though_tuning_has_changed_meanwhile(small, tmp_path):
+    grid = small()
+
+    class Pulling(FakeWorker):
+        def call(self, command, log):
+            if Path(command[command.index("--run") + 1]).name == "single.depth.seed0":  # and git pull comes between
+                path = tmp_path / "results/single.depth.setting0.json"
+                path.write_text(json.dumps(json.loads(path.read_text()) | {"skill": 0.9}))
+            return super().call(command, log)
+
+    *tuning, first, _ = [run for run in grid.list_runs() if run.arm == "single" and run.network == "depth"]
+    study_run.run_all(grid, tuning, FakeWorker(tmp_path / "runs"), jobs=1)
+    study_run.perform(grid, first, Pulling(tmp_path / "runs"), Work())
+    assert json.loads(grid.result_path(first).read_text())["options"]["train.optimizer.lr"] == 2e-3
+    assert grid.read_result(first) is None  # by now another rate is the better one
+
+
+def test_scores_of_another_subset_or_of_other_frames_are_not_compared(small, tmp_path):
+    grid = small()
+    study_run.run_all(grid, grid.list_runs(), FakeWorker(tmp_path / "runs"), jobs=1)
+    for run in grid.list_runs():
+        keep_scores(grid, run, subset="val")
+    assert gather_study(grid, CostCounter(grid)).subset == "val"  # those of validation, not these under a wrong name
+    assert gather_study(small(subset="val"), CostCounter(grid)).arms["single"].scores[0]["depth"].draws is not None
+    for run in grid.list_runs():
+        keep_scores(grid, run)
+    assert gather_study(grid, CostCounter(grid)).subset == "test"
+    keep_scores(grid, grid.list_runs()[-1], frames="fewer")
+    with pytest.raises(
+        ValueError, match=r"single\.depth\.seed0 and student\.shared\.seed1 were scored on unlike frames"
+    ):
+        gather_study(grid, CostCounter(grid))
+    keep_scores(grid, grid.list_runs()[-1], resampled=100)
+    with pytest.raises(ValueError, match="unlike frames"):
+        gather_study(grid, CostCounter(grid))
+    result = grid.read_result(grid.list_runs()[-1])
+    result["val"]["depth"]["frames"] = 4
+    grid.write_result(grid.list_runs()[-1], {key: value for key, value in result.items() if key != KEPT})
+    with pytest.raises(ValueError, match=r"\(depth: 5, 4\)"):
+        gather_study(grid, CostCounter(grid))
+
+
 def test_results_are_small_enough_for_the_repository(small, tmp_path):
     grid = small()
     study_run.run_all(grid, grid.list_runs(), FakeWorker(tmp_path / "runs"), jobs=1)
@@ -229,23 +346,28 @@ def test_results_are_small_enough_for_the_repository(small, tmp_path):
     assert all(path.stat().st_size < 20_000 for path in committed)
 
 
+def keep_scores(grid, run, **about):
+    """As tabulate.py keeps scores on the test subset, with three draws."""
+    result = grid.read_result(run)
+    draws = {"draws": "0.5 0.6 0.7", "constant_draws": "2 2 2"}
+    scores = {task: score | draws for task, score in result["val"].items()}
+    about = {"subset": "test", "frames": "all", "resampled": 3, "scores": scores} | about
+    grid.write_result(run, result | {KEPT: about})
+
+
 def test_tables_disclose_the_tuning_and_plots_show_scores_by_labels(small, tmp_path):
     curves = {"title": "By labels", "tasks": ["depth"], "lines": {"single": ["single"], "student": ["student"]},
               "others": {"depth": {"somebody": 0.5}}}  # fmt: skip
     grid = small(curves=[curves])
     assert draw_plots(gather_study(grid, CostCounter(grid)), tmp_path / "empty") == []
     study_run.run_all(grid, grid.list_runs(), FakeWorker(tmp_path / "runs"), jobs=1)
-    for run in grid.list_runs():  # as on the test subset, with three draws
-        result = grid.read_result(run)
-        scores = {
-            task: score | {"draws": "0.5 0.6 0.7", "constant_draws": "2 2 2"} for task, score in result["val"].items()
-        }
-        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN} | {KEPT: scores})
+    for run in grid.list_runs():
+        keep_scores(grid, run)
     study = gather_study(grid, CostCounter(grid))
     for run in grid.list_runs():  # a constant that is the same in every draw has none in a result, such as an AP of 0
         result = grid.read_result(run)
-        scores = {task: score | {"constant_draws": None} for task, score in result[KEPT].items()}
-        grid.write_result(run, {key: value for key, value in result.items() if key not in OWN} | {KEPT: scores})
+        scores = {task: score | {"constant_draws": None} for task, score in result[KEPT]["scores"].items()}
+        grid.write_result(run, result | {KEPT: result[KEPT] | {"scores": scores}})
     assert format_study(gather_study(grid, CostCounter(grid))) == format_study(study)
     assert [(each.network, each.options["train.optimizer.lr"], each.taken) for each in study.tuning] == [
         ("depth", 1e-3, False), ("steering", 1e-3, False), ("depth", 2e-3, True), ("steering", 2e-3, True)
@@ -284,10 +406,39 @@ def test_mistakes_in_a_grid_are_named(small):
     check(
         "wait for each other", arms={name: arm | {"teachers": "student", "tuned": None} for name, arm in arms.items()}
     )
+    check("compares 'single' with itself", comparisons=[{"title": "x", "reference": "single", "arms": ["single"]}])
+    both = SMALL["comparisons"][0]
+    check("two plots would be called both.png", comparisons=[both, both | {"title": "Both?"}])
     check("Extra inputs", arms=arms | {"student": arms["student"] | {"seds": [0]}})
     grid = small(arms=arms | {"student": arms["student"] | {"set": {"train.stebs": 3}}})
     with pytest.raises(GridError, match="did you mean 'steps'"):
         grid.resolve(grid.list_runs()[-1])
+    # also in what is cut down to the tasks of a run
+    for options in ({"data.labels": {"budget": {"depth": 0.1, "steerng": 0.1}}}, {"data.hold_out": {"dept": 0.2}}):
+        grid = small(arms=arms | {"student": arms["student"] | {"set": {"data.labels": "as_is"} | options}})
+        with pytest.raises(GridError, match=r"steerng|dept"):
+            grid.resolve(grid.list_runs()[-1], tuned=False)
+    synthetic = {"out": "Datasets/other", "scenes": 4, "frames": 2, "size": "480x302", "seed": 1, "roads": "real"}
+    grid = small(dataset=synthetic | {"processed": "160x96"})
+    with pytest.raises(GridError, match=r"Datasets/other/processed/160x96, and data\.roots"):
+        grid.resolve(grid.list_runs()[0])
+
+
+def test_a_key_given_twice_and_another_split_are_seen(small, tmp_path):
+    text = yaml.safe_dump(SMALL) + yaml.safe_dump({"arms": SMALL["arms"]})
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(GridError, match="the key 'arms' is given twice"):
+        read_grid(tmp_path / "twice.yaml")
+    split = tmp_path / "split.yaml"
+    arms = {
+        "x": SMALL["arms"]["single"] | {"tuned": None, "set": {"data.split": "listed", "data.split_file": str(split)}}
+    }
+    digests = []
+    for content in ("train: [a]", "train: [a]  # the same", "train: [b]"):
+        split.write_text(content)
+        grid = small(arms=arms, tuning=None, comparisons=[])
+        digests.append(grid.digest(grid.list_runs()[0]))
+    assert digests[0] == digests[1] != digests[2]
 
 
 # ---------------------------------------------------------------- comparisons
@@ -318,7 +469,13 @@ def test_an_arm_against_a_reference_by_hand():
     # with the frames fixed, the interval is that of drawing two seeds in pairs: 37.5 (twice the first), 18.75 or 0
     assert found.interval == pytest.approx((0.0, 37.5))
     goal = make_arm("c", {"detection": [0.4, 0.8], "steering": [10.0, 5.0]})
-    assert measure_recovery(better, reference, goal) == pytest.approx(18.75 / 75)
+    assert measure_recovery(better, reference, goal) == (pytest.approx(18.75 / 75), 2)
+    assert found.deviation == pytest.approx(18.75 * 2**0.5)  # of 37.5 and 0
+    # the seeds that all three have: a third run of two of them is not in it
+    del goal.scores[1]
+    assert measure_recovery(better, reference, goal) == (pytest.approx(37.5 / 75), 1)
+    goal.expected = ("detection",)
+    assert measure_recovery(better, reference, goal) is None
 
 
 def test_seeds_that_one_arm_lacks_are_left_out_and_tasks_too():
@@ -341,3 +498,51 @@ def test_costs_count_images_and_the_teachers(small):
     assert student.images == 1200 * 4
     both = teacher.flops + by_name["single.steering.seed0"].flops
     assert student.teacher_flops == pytest.approx(both, rel=0.05) and student.teacher_flops > both
+
+
+def test_what_calibrates_teachers_is_counted(small):
+    single = SMALL["arms"]["single"]
+    held = single | {"title": "held", "seeds": [0], "tasks": ["depth"]}
+    grid = small(arms=SMALL["arms"] | {"single": single | {"calibrated_by": "held"}, "held": held})
+    by_name = {run.name: CostCounter(grid).count(run, tuned=False) for run in grid.list_runs()}
+    before = small()
+    (student,) = [run for run in before.list_runs() if run.name == "student.shared.seed0"]
+    added = (
+        by_name["student.shared.seed0"].teacher_flops - CostCounter(before).count(student, tuned=False).teacher_flops
+    )
+    assert added == pytest.approx(by_name["held.depth.seed0"].flops)
+
+
+def test_the_passes_of_a_mean_teacher_by_hand(small):
+    """It is asked from its first step on, on pictures and mirror images, by the heads that have no true label."""
+    arm = {"title": "x", "networks": "shared", "tasks": ["depth", "steering"], "seeds": [0]}
+    labels = {"data.labels": "one_task"}
+    taught = {"train.mean_teacher": {"from_step": 300}}
+    grid = small(
+        tuning=None, comparisons=[], arms={"plain": arm | {"set": labels}, "taught": arm | {"set": labels | taught}}
+    )
+    counter = CostCounter(grid)
+    plain, taught = (counter.count(run) for run in grid.list_runs())
+    forward = counter._measure(grid.resolve(grid.list_runs()[0]))
+    depth, steering = forward.heads["depth"], forward.heads["steering"]
+    assert plain.flops == 1200 * 3 * (4 * forward.shared + 2 * depth + 2 * steering)
+    asked = 2 * (4 * forward.shared + 2 * steering + 2 * depth)
+    assert taught.flops - plain.flops == 900 * (asked + 3 * (2 * depth + 2 * steering))
+    assert taught.images == plain.images == 1200 * 4
+
+
+def test_labels_that_come_from_two_datasets_are_never_on_one_frame(small):
+    arm = {
+        "title": "x",
+        "networks": "shared",
+        "tasks": ["depth", "steering"],
+        "seeds": [0],
+        "set": {"data.labels": "as_is"},
+    }
+    apart = small(
+        tuning=None, comparisons=[], arms={"x": arm}, dataset=SMALL["dataset"] | {"together": [["depth"], ["steering"]]}
+    )
+    counter = CostCounter(apart)
+    work = counter.count(apart.list_runs()[0])
+    forward = counter._measure(apart.resolve(apart.list_runs()[0]))
+    assert work.flops == 1200 * 3 * (4 * forward.shared + 2 * forward.heads["depth"] + 2 * forward.heads["steering"])
