@@ -6,6 +6,7 @@ when others come.
 """
 
 import csv
+import hashlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -151,7 +152,8 @@ def name_scenes(keys: Iterable[str], group_by: str) -> dict[str, str]:
 
 
 def number_pictures(scenes: Mapping[str, str], known: Mapping[str, str], out: Path) -> dict[str, Frame]:
-    """Key -> its frame. known: "scene/view/id" -> key, from an earlier import, whose numbers stay."""
+    """Key -> its frame. known: "scene/view/id" -> key, from an earlier import, whose numbers stay. ImportFilesError for
+    a picture that was of another scene then: it would be in the dataset twice."""
     numbers: dict[str, int] = defaultdict(int)
     before: dict[str, str] = {}
     for frame, key in known.items():
@@ -160,8 +162,13 @@ def number_pictures(scenes: Mapping[str, str], known: Mapping[str, str], out: Pa
         before[key] = frame
     frames = {}
     for key, scene in sorted(scenes.items()):
-        if key in before and before[key].startswith(f"{scene}/"):
-            identity = before[key].rpartition("/")[2]
+        if key in before:
+            former, _, identity = before[key].split("/")
+            if former != scene:
+                raise ImportFilesError(
+                    f"{key!r} is in {out} already, in the scene {former!r}, and would be in {scene!r} now: use the "
+                    "--group-by of the first import, or import into another folder"
+                )
         else:
             identity = f"{numbers[scene]:09d}"
             numbers[scene] += 1
@@ -305,6 +312,21 @@ def list_kinds(job: Job, target: Target) -> list[str]:
     """The kinds of file that a picture gets; the image is written last, so that a frame that has one is whole."""
     labels = {"segmentation": job.mask, "depth": job.depth, "boxes": job.boxes, "steering": job.angle}
     return [kind for kind, label in labels.items() if label is not None] + [target.image_kind]
+
+
+def describe_sources(job: Job) -> dict[str, Any]:
+    """By kind, what tells whether that of which a picture's files are made has changed since: the size and time of a
+    file, a digest of its boxes, its angle. OSError for a file that is not there any more."""
+    found: dict[str, Any] = {}
+    for kind, path in (("image", job.picture), ("segmentation", job.mask), ("depth", job.depth)):
+        if path is not None:
+            about = path.stat()
+            found[kind] = [about.st_size, about.st_mtime_ns]
+    if job.boxes is not None:
+        found["boxes"] = hashlib.sha256(encode_json([job.boxes, job.boxes_size])).hexdigest()[:16]
+    if job.angle is not None:
+        found["steering"] = job.angle
+    return found
 
 
 def import_picture(job: Job, target: Target) -> Imported:

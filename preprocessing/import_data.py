@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from a2d2.console import allow_any_text
 from a2d2.derive import STOPPING_ERRORS
-from a2d2.frames import NO_SCENES, list_frames, listing_path, report_path
+from a2d2.frames import DERIVED_KINDS, NO_SCENES, Frame, list_frames, listing_path, parse_frame, report_path
 from a2d2.images import lock_folder, read_json, sweep_temporary, write_json
 from a2d2.imported import (
     VIEW,
@@ -36,6 +36,7 @@ from a2d2.imported import (
     ImportFilesError,
     Job,
     Target,
+    describe_sources,
     find_common_size,
     import_picture,
     list_files,
@@ -50,6 +51,10 @@ from a2d2.predictions import PICTURES
 from preprocessing import _pool
 
 MASKS = frozenset((".png", ".bmp", ".tif", ".tiff", ".gif"))  # formats that keep every value
+IMAGES = ("image", "image_lossless")  # the kinds of file that dataset.json calls camera
+
+Sources = dict[str, dict[str, dict]]
+"""Folder of pictures -> key -> what describe_sources says of the picture at its import."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,7 +101,7 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
     scenes = name_scenes(pictures, arguments.group_by)
     size = arguments.size or find_common_size(pictures.values())
     target = Target(size, classes, "image" if arguments.format == "jpg" else "image_lossless")
-    frames = number_pictures(scenes, read_listed(arguments.out), arguments.out)
+    frames = number_pictures(scenes, find_known(arguments.out, scenes), arguments.out)
     jobs = [
         Job(
             key, frames[key], path, masks.get(key), depth.get(key),
@@ -123,6 +128,7 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
         raise StopRunError("--annotated-classes is about --boxes: name these, too", WRONG_USE)
     if arguments.angles:
         kinds["steering"] = {}
+    check_sources(arguments.images, jobs, read_sources(arguments.out), arguments.out, arguments.overwrite)
     return jobs, target, kinds
 
 
@@ -149,9 +155,19 @@ def match_files(option: str, folder: Path | None, endings: frozenset, pictures: 
     return fitting
 
 
+def sources_path(out: Path) -> Path:
+    """Path of what says from which files the pictures of an imported dataset were made."""
+    return out / "sources.json"
+
+
 def read_listed(out: Path) -> dict[str, str]:
+    """Frame -> key, from an earlier import; nothing if there was none. StopRunError for a damaged file."""
     try:
         content = read_json(listing_path(out))
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content.values()):
+            raise ValueError("it does not list a picture for each frame")
+        for frame in content:
+            parse_frame(frame)
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -161,33 +177,186 @@ def read_listed(out: Path) -> dict[str, str]:
     return content
 
 
-def write_dataset_json(out: Path, size: tuple[int, int], kinds: dict, overwrite: bool) -> None:
-    """StopRunError if the folder holds a dataset of another size, or labels of other classes."""
-    out.mkdir(parents=True, exist_ok=True)
+def find_known(out: Path, scenes: dict[str, str]) -> dict[str, str]:
+    """Frame -> key, of the pictures of earlier imports. One that failed, and is of another scene now, is none of them.
+
+    StopRunError if files are there that no import has listed: their numbers would be given to other pictures.
+    """
+    header, listed = read_header(out), read_listed(out)
+    there = {str(frame) for frames in find_files(out).values() for frame in frames}
+    if header and not header.get("cameras") and (unlisted := sorted(there - listed.keys())):
+        raise StopRunError(
+            f"{listing_path(out)} does not say which picture {unlisted[0]} is: put the file back as it was, or import "
+            "into another folder"
+        )
+    return {
+        frame: key for frame, key in listed.items()
+        if frame in there or scenes.get(key, frame.split("/")[0]) == frame.split("/")[0]
+    }  # fmt: skip
+
+
+def read_sources(out: Path) -> Sources:
+    """Nothing if there was no import, or one of before this file was kept. StopRunError for a damaged file."""
+    path = sources_path(out)
+    try:
+        content = read_json(path)
+        if not all(isinstance(about, dict) for of_key in content.values() for about in of_key.values()):
+            raise ValueError("it does not list files for each picture")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        raise StopRunError(
+            f"{path} is damaged ({error}): put it back, or delete it; then changes of files until now go unnoticed"
+        ) from error
+    return content
+
+
+def read_header(out: Path) -> dict:
+    """What dataset.json says, nothing for a folder that is empty or not there. StopRunError for any other folder."""
     path = out / "dataset.json"
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        known = (*NO_SCENES, listing_path(out).name, sources_path(out).name)
+        if out.is_dir() and any(entry.name not in known for entry in out.iterdir()):
+            raise StopRunError(f"--out {out} is not empty, and no preprocessed dataset; name another") from None
+        return {}
+    except ValueError as error:
+        raise StopRunError(f"{path} is no JSON file ({error}); import into another folder") from error
+    kinds = found.get("kinds", {}) if isinstance(found, dict) else None
+    if not isinstance(kinds, dict) or not all(isinstance(about, dict) for about in kinds.values()):
+        raise StopRunError(f"{path} does not describe a preprocessed dataset; import into another folder")
+    if "predictions" in found:
+        raise StopRunError(f"--out {out} holds predictions, and these are no labels; name another folder")
+    return found
+
+
+def find_files(out: Path) -> dict[str, set[Frame]]:
+    """Kind -> the frames that have a whole file of it."""
+    return {kind: set(list_frames(out, kind, (VIEW,), empty=False)) for kind in DERIVED_KINDS}
+
+
+def remove_files(out: Path, kind: str) -> int:
+    """Remove all files of a kind, as dataset.json calls it; how many."""
+    frames = [(frame, each) for each in (IMAGES if kind == "camera" else (kind,)) for frame in list_frames(out, each)]
+    for frame, each in frames:
+        frame.path(each).unlink(missing_ok=True)
+    return len(frames)
+
+
+def write_dataset_json(out: Path, size: tuple[int, int], kinds: dict, overwrite: bool) -> None:
+    """StopRunError if the folder holds a dataset of another size, or labels of other classes.
+
+    Labels of other classes that are to be overwritten are removed first: what the classes are stands in dataset.json
+    alone, so those that an interruption, a failure or a missing source leaves behind would be read as the new ones.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     wanted = {"format": FORMAT_VERSION, "size": list(size), "cameras": {}}
     with lock_folder(out):
-        try:
-            found = read_json(path)
-        except FileNotFoundError:
-            found = {}
-            if any(entry.name not in (*NO_SCENES, listing_path(out).name) for entry in out.iterdir()):
-                raise StopRunError(f"--out {out} is not empty, and no preprocessed dataset; name another") from None
-        except ValueError as error:
-            raise StopRunError(f"{path} is no JSON file ({error}); import into another folder") from error
-        sections = found.pop("kinds", {})
+        header = read_header(out)
+        files = find_files(out)
+        found = dict(header) if any(files.values()) else {}  # an import in which all pictures failed binds nothing
+        sections = dict(found.pop("kinds", {}))
         if found and found != wanted:
             values = next(
                 f"{key} is {found.get(key)}, now {wanted[key]}" for key in wanted if found.get(key) != wanted[key]
             )
             raise StopRunError(f"{out} holds another dataset: {values}; import into another folder")
-        for kind, about in kinds.items():
-            if kind in sections and sections[kind] != about and not overwrite:
-                raise StopRunError(
-                    f"{out} holds {kind} made with {sections[kind]}, now {about}. To make them again, use --overwrite"
-                )
-        if found | {"kinds": sections} != wanted | {"kinds": sections | kinds}:
-            write_json(path, wanted | {"kinds": sections | kinds})
+        if "boxes" in kinds and "boxes" in sections:
+            sections["boxes"] = {key: value for key, value in sections["boxes"].items() if value is not None}
+            if sections["boxes"].get("classes") == kinds["boxes"]["classes"]:
+                # what is not named now, and may have been added by hand, stays
+                kinds = kinds | {"boxes": sections["boxes"] | kinds["boxes"]}
+        filled = {"camera" if kind in IMAGES else kind for kind, frames in files.items() if frames}
+        differing = [kind for kind, about in kinds.items() if kind in filled and sections.get(kind, about) != about]
+        if differing and not overwrite:
+            raise StopRunError(
+                f"{out} holds {differing[0]} made with {sections[differing[0]]}, now {kinds[differing[0]]}. To make "
+                "them again, use --overwrite"
+            )
+        for kind in differing:
+            print(f"--overwrite: {remove_files(out, kind)} files of {kind} made with {sections[kind]} are removed")
+        if header != wanted | {"kinds": sections | kinds}:
+            write_json(out / "dataset.json", wanted | {"kinds": sections | kinds})
+
+
+def check_sources(images: Path, jobs: list[Job], sources: Sources, out: Path, overwrite: bool) -> None:
+    """StopRunError if pictures of another folder have the names of these, or the same picture has another name."""
+    now = str(images.resolve())
+    place = {str(Path(folder, key)): (folder, key) for folder, of_key in sources.items() for key in of_key}
+    folder_of = {key: folder for folder, of_key in sources.items() if folder != now for key in of_key}
+    others = []
+    for job in jobs:
+        folder, key = place.get(str(Path(now, job.key)), (now, job.key))
+        if key != job.key:
+            raise StopRunError(
+                f"{job.picture} is in {out} already, as {key!r} of --images {folder}: name that folder again, or "
+                "import into another"
+            )
+        if job.key in folder_of and sources[folder_of[job.key]][job.key].get("image") != describe_sources(job)["image"]:
+            others.append(job)
+    if others and not overwrite:
+        first = others[0]
+        raise StopRunError(
+            f"{out} holds {first.key!r} of --images {folder_of[first.key]}, and {first.picture} is another file, as "
+            f"are {len(others) - 1} more: import into another folder, or replace what is there with --overwrite"
+        )
+
+
+def update_sources(jobs: list[Job], target: Target, kinds: dict, arguments: argparse.Namespace) -> Sources:
+    """Remove the files that were made of what has changed since, so that they are made again; say what has changed or
+    vanished. The sources as they are now."""
+    out, sources, folder = arguments.out, read_sources(arguments.out), str(arguments.images.resolve())
+    there = find_files(out)
+    known = {key: about for of_key in sources.values() for key, about in of_key.items()}
+    recorded = {place: dict(of_key) for place, of_key in sources.items()} | {folder: dict(sources.get(folder, {}))}
+    again, without, unknown, lost = [], [], [], {}
+    for job in jobs:
+        now, before = describe_sources(job), known.get(job.key, {})
+        changed = [kind for kind in now if kind in before and before[kind] != now[kind]]
+        present = [kind for kind in DERIVED_KINDS if job.frame in there[kind]]
+        labels = set(list_kinds(job, target)) - {target.image_kind}
+        stale = [kind for kind in present if kind in kinds and kind not in labels]
+        without += [(job, kind) for kind in stale]
+        doomed = set(stale) if arguments.overwrite else set()
+        if "image" in changed:
+            doomed |= set(present)  # a label of another picture is worse than none
+            lost |= {kind: job for kind in present if kind not in IMAGES and kind not in labels}
+            before = {}
+        else:
+            doomed |= set(changed)
+        if changed and present:
+            again.append(job)
+        if present and not known.get(job.key):
+            unknown.append(job)
+        for kind in DERIVED_KINDS:  # the image first: without it there is no frame
+            if kind in doomed:
+                job.frame.path(kind).unlink(missing_ok=True)
+        for of_key in recorded.values():
+            of_key.pop(job.key, None)
+        recorded[folder][job.key] = before | now
+    keys = {job.key for job in jobs}
+    frames = {str(frame) for found in there.values() for frame in found}
+    gone = [key for frame, key in read_listed(out).items() if key not in keys and frame in frames]
+    if again:
+        print(f"{len(again)} pictures are imported again: their files have changed, such as {again[0].key!r}")
+    for kind, job in lost.items():
+        print(f"{kind} of changed pictures, such as {job.key!r}, is removed: name its source again to import it")
+    if without:
+        job, kind = without[0]
+        end = "they are removed" if arguments.overwrite else "they stay until --overwrite"
+        print(f"{len(without)} labels have no source any more, such as {kind} of {job.key!r}: {end}")
+    if gone:
+        print(
+            f"{len(gone)} pictures of {out} are not in {arguments.images}, such as {gone[0]!r}: they stay; to leave "
+            "them out, import into another folder"
+        )
+    if unknown and not arguments.overwrite:
+        print(
+            f"whether the files of {len(unknown)} pictures have changed is not known, since {sources_path(out).name} "
+            "says nothing of them; --overwrite imports them again"
+        )
+    return {place: of_key for place, of_key in recorded.items() if of_key}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -195,12 +364,13 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out
     write_dataset_json(out, target.size, kinds, arguments.overwrite)
     sweep_temporary(out)
-    write_json(listing_path(out), read_listed(out) | {str(job.frame): job.key for job in jobs})
-    there = {
-        kind: set(list_frames(out, kind, (VIEW,), empty=False))
-        for kind in (target.image_kind, *kinds)
-        if kind != "camera"
-    }
+    frame_of = {job.key: str(job.frame) for job in jobs}
+    listed = {frame: key for frame, key in read_listed(out).items() if frame_of.get(key, frame) == frame}
+    write_json(listing_path(out), listed | {frame: key for key, frame in frame_of.items()})
+    # files of changed sources go before the new state of these is written: a run that is killed in between must not
+    # find them up to date
+    write_json(sources_path(out), update_sources(jobs, target, kinds, arguments))
+    there = find_files(out)
     left = [
         job for job in jobs
         if arguments.overwrite or not all(job.frame in there[kind] for kind in list_kinds(job, target))
@@ -221,11 +391,13 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         write_report(out, results, len(jobs) - len(left))
     failed = [each for each in results if each.reason]
+    lacking = {each.job.key for each in failed}
+    whole = [job for job in jobs if job.key not in lacking]
     labels = ", ".join(
-        f"{kind} {sum(kind in list_kinds(job, target) for job in jobs)}" for kind in kinds if kind != "camera"
+        f"{kind} {sum(kind in list_kinds(job, target) for job in whole)}" for kind in kinds if kind != "camera"
     )
-    scenes = len({job.frame.scene for job in jobs})
-    print(f"{len(jobs)} pictures in {scenes} scenes at {target.size[0]}x{target.size[1]}; labels: {labels or 'none'}")
+    scenes = len({job.frame.scene for job in whole})
+    print(f"{len(whole)} pictures in {scenes} scenes at {target.size[0]}x{target.size[1]}; labels: {labels or 'none'}")
     counted: dict[str, int] = {}
     for each in results:
         for what, number in each.counts.items():
@@ -243,14 +415,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 def write_report(out: Path, results: list[Imported], skipped: int) -> None:
     failed = sorted((str(each.job.frame), each.job.key, each.reason) for each in results if each.reason)
-    noticed = sorted((str(each.job.frame), each.job.key, each.counts) for each in results if each.counts)
+    path = report_path(out, "import", (1, 1))
+    try:
+        before = [each for each in read_json(path)["noticed"] if isinstance(each["frame"], str)]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        before = []
+    again = {str(each.job.frame) for each in results}
+    noticed = [each for each in before if each["frame"] not in again]  # of pictures that were not imported again
+    noticed += [
+        {"frame": str(each.job.frame), "picture": each.job.key, **each.counts} for each in results if each.counts
+    ]
+    noticed.sort(key=lambda each: each["frame"])
     write_json(
-        report_path(out, "import", (1, 1)),
+        path,
         {
             "done": len(results) - len(failed),
             "skipped": skipped,
             "failed": [{"frame": frame, "picture": key, "reason": reason} for frame, key, reason in failed],
-            "noticed": [{"frame": frame, "picture": key, **counts} for frame, key, counts in noticed],
+            "noticed": noticed,
         },
     )
 

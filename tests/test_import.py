@@ -1,9 +1,14 @@
 """Anyone's pictures and labels become a dataset that trains, and nothing in them is taken for something else."""
 
+import contextlib
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -31,6 +36,9 @@ from training.checkpoint import load_weights
 from training.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "preprocessing"))
+import import_data  # noqa: E402
+
 NAMES = ["road", "car", "sky"]
 WIDTH, HEIGHT = SIZE
 
@@ -38,6 +46,22 @@ WIDTH, HEIGHT = SIZE
 def call(*arguments):
     command = [sys.executable, str(ROOT / "preprocessing/import_data.py"), *map(str, arguments), "--threads", "1"]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def call_here(*arguments, check=0):
+    """The same in this process, without workers, which takes a fraction of the time; `check`: the code it must have."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr("sys.argv", ["import_data.py", *map(str, arguments)])
+        patch.setattr(import_data, "stop_on_termination", lambda: None)
+        patch.setattr(import_data, "allow_any_text", lambda: None)
+        patch.setattr(
+            import_data._pool, "map_units", lambda work, units, workers: ((each, work(each)) for each in units)
+        )
+        with pytest.raises(SystemExit) as stop:
+            import_data.main()
+    assert stop.value.code == check, (out.getvalue(), err.getvalue())
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def write_pictures(folder, drives=4, each=2, suffix="_image"):
@@ -230,6 +254,145 @@ def test_boxes_and_angles_that_cannot_be_used(tmp_path):
     check(read_angles, "picture,angle_deg\na/x.png,1\na/x.jpg,2\n", "is there twice")
     (tmp_path / "file").write_text(json.dumps(coco))
     assert read_coco(tmp_path / "file", ["a/x"]).of_key == {"a/x": []}
+
+
+# ---------------------------------------------------------------- a second command on one folder
+
+
+def write_few(folder, places=("a/x", "b/y"), mask=None):
+    """Small pictures, each of another gray, and masks of id 1 or `mask`."""
+    for number, place in enumerate(places):
+        write_bytes(folder / f"images/{place}.png", encode_png(np.full((8, 8, 3), 9 + number, np.uint8)))
+        write_mask(folder / f"masks/{place}.png", np.ones((8, 8), np.uint8) if mask is None else mask)
+    (folder / "classes.yaml").write_text("classes: [road, car]")
+    return ["--images", folder / "images", "--out", folder / "out"], [
+        "--masks", folder / "masks", "--classes", folder / "classes.yaml",
+    ]  # fmt: skip
+
+
+def write_mask(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+def load_masks(out):
+    listed = read_json(out / "pictures.json")
+    return {listed[str(frame)]: np.load(frame.path("segmentation")) for frame in list_frames(out, "segmentation")}
+
+
+@pytest.mark.parametrize("what", ["interrupted", "failing", "deleted"])
+def test_no_label_of_another_class_list_stays(tmp_path, what, monkeypatch):
+    own, masks = write_few(tmp_path)
+    call_here(*own, *masks)
+    (tmp_path / "classes.yaml").write_text("classes: [sky, tree]")
+    assert "segmentation made with" in call_here(*own, *masks, check=1).stderr
+    if what == "interrupted":
+        monkeypatch.setattr(import_data, "sweep_temporary", lambda out: os.kill(os.getpid(), 2))
+    elif what == "failing":
+        (tmp_path / "masks/a/x.png").write_bytes(b"no mask")
+    else:
+        (tmp_path / "masks/a/x.png").unlink()
+    call_here(*own, *masks, "--overwrite", check={"interrupted": 75, "failing": 3, "deleted": 0}[what])
+    assert list(load_masks(tmp_path / "out")) == ([] if what == "interrupted" else ["b/y"])
+    assert read_dataset(tmp_path / "out").options["segmentation"] == {"classes": ["sky", "tree"]}
+
+
+def test_a_picture_is_in_a_dataset_once(tmp_path):
+    own, _ = write_few(tmp_path)
+    call_here(*own)
+    assert "'a/x' is in" in call_here(*own, "--group-by", "./.", check=1).stderr
+    message = call_here("--images", tmp_path / "images/a", "--out", tmp_path / "out", check=1).stderr
+    assert "as 'a/x' of --images" in message
+    assert len(list_frames(tmp_path / "out", "image")) == len(read_json(tmp_path / "out/pictures.json")) == 2
+
+
+def test_pictures_of_another_folder_replace_none_of_the_same_name(tmp_path):
+    own, masks = write_few(tmp_path)
+    call_here(*own, *masks)
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert "0 done, 2 skipped" in call_here("--images", tmp_path / "moved", *own[2:]).stdout
+    write_bytes(tmp_path / "images/a/x.png", encode_png(np.full((8, 8, 3), 200, np.uint8)))
+    message = call_here(*own, check=1).stderr
+    assert "holds 'a/x' of --images" in message and "another folder" in message
+    result = call_here(*own, "--overwrite").stdout
+    assert "segmentation of changed pictures, such as 'a/x', is removed" in result and "'b/y': they stay" in result
+    assert list(load_masks(tmp_path / "out")) == ["b/y"]
+    (frame, _) = list_frames(tmp_path / "out", "image")
+    assert read_image(frame.path("image"))[0, 0, 0] == 200
+
+
+def test_what_has_changed_since_is_imported_again(tmp_path):
+    own, masks = write_few(tmp_path)
+    call_here(*own, *masks)
+    assert "0 done, 2 skipped" in call_here(*own, *masks).stdout
+    write_mask(tmp_path / "masks/a/x.png", np.zeros((8, 8), np.uint8))
+    result = call_here(*own, *masks).stdout
+    assert "1 pictures are imported again" in result and "'a/x'" in result and "1 done, 1 skipped" in result
+    assert {key: mask.max() for key, mask in load_masks(tmp_path / "out").items()} == {"a/x": 0, "b/y": 1}
+    (tmp_path / "masks/a/x.png").unlink()
+    assert "segmentation of 'a/x': they stay" in call_here(*own, *masks).stdout
+    call_here(*own, *masks, "--overwrite")
+    assert list(load_masks(tmp_path / "out")) == ["b/y"]
+    shutil.rmtree(tmp_path / "images/b")
+    assert "1 pictures of" in call_here(*own).stdout
+    (tmp_path / "out/sources.json").unlink()  # as imports of before have none
+    assert "of 1 pictures have changed is not known" in call_here(*own).stdout
+    (tmp_path / "angles.csv").write_text("picture,angle_deg\na/x.png,3\n")
+    call_here(*own, "--angles", tmp_path / "angles.csv")
+    (tmp_path / "angles.csv").write_text("picture,angle_deg\na/x.png,4\n")
+    call_here(*own, "--angles", tmp_path / "angles.csv")
+    (frame,) = list_frames(tmp_path / "out", "steering")
+    assert read_json(frame.path("steering"))["angle_deg"] == 4
+
+
+def test_a_folder_that_is_no_import_of_these_pictures_is_refused(tmp_path):
+    own, _ = write_few(tmp_path)
+    call_here(*own)
+    listing = tmp_path / "out/pictures.json"
+    for content in (None, "{}", '{"a/front_center/000000000": 3}', '{"a": "b"}', "[]"):
+        listing.unlink(missing_ok=True)
+        if content is not None:
+            listing.write_text(content)
+        message = call_here(*own, check=1).stderr
+        assert "put" in message and "or import into another folder" in message, content
+    about = tmp_path / "out/dataset.json"
+    about.write_text(json.dumps(read_json(about) | {"predictions": {}}))
+    assert "holds predictions" in call_here(*own, check=1).stderr
+    about.write_text("[]")
+    assert "does not describe" in call_here(*own, check=1).stderr
+
+
+def test_classes_that_are_annotated_may_be_added_by_hand(tmp_path):
+    own, _ = write_few(tmp_path)
+    image = {"id": 1, "file_name": "a/x.png", "width": 8, "height": 8}
+    boxes = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    own += ["--boxes", tmp_path / "boxes.json"]
+    call_here(*own)
+    about = tmp_path / "out/dataset.json"
+    content = read_json(about)
+    for value, then in ((["car"], {"annotated_classes": ["car"]}), (None, {})):
+        content["kinds"]["boxes"]["annotated_classes"] = value
+        about.write_text(json.dumps(content))
+        call_here(*own)
+        assert read_json(about)["kinds"]["boxes"] == {"classes": ["car", "bus"]} | then
+
+
+def test_a_first_command_that_failed_binds_nothing(tmp_path):
+    own, masks = write_few(tmp_path, mask=np.full((8, 8, 3), (1, 2, 3), np.uint8))
+    result = call_here(*own, *masks, "--size", "16x16", "--group-by", "./.", check=3)
+    assert "0 pictures in 0 scenes at 16x16; labels: segmentation 0" in result.stdout
+    (tmp_path / "classes.yaml").write_text("classes: {road: [1, 2, 3]}")
+    assert "2 pictures in 2 scenes at 8x8; labels: segmentation 2" in call_here(*own, *masks).stdout
+    assert len(read_json(tmp_path / "out/pictures.json")) == 2
+
+
+def test_a_report_keeps_what_was_noticed_before(tmp_path):
+    own, masks = write_few(tmp_path, mask=np.full((8, 8), 7, np.uint8))
+    call_here(*own, *masks)
+    before = read_json(tmp_path / "out/reports/import.json")["noticed"]
+    call_here(*own, *masks)
+    assert read_json(tmp_path / "out/reports/import.json")["noticed"] == before != []
 
 
 # ---------------------------------------------------------------- training on it
