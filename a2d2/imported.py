@@ -35,10 +35,11 @@ from a2d2.images import (
     write_bytes,
 )
 from a2d2.lidar import DEPTH_SCALE, splat_depth
-from a2d2.predictions import read_any_picture
+from a2d2.predictions import PICTURES, read_any_picture
 
 VIEW = MAIN_VIEW
 ENDINGS = ("_image", "_label", "_depth")
+LISTED_ENDINGS = PICTURES | {".gif"}  # of pictures in a list; what else follows a dot there belongs to the name
 SAME_SHAPE = 0.02  # two aspect ratios that differ by less are one
 CROWD = "crowd"  # class of a box of COCO that stands for several objects; it is ignored, as an unknown class is
 
@@ -94,7 +95,21 @@ def read_class_list(path: Path) -> ClassList:
 
 def find_key(place: PurePosixPath) -> str:
     """What the files of one picture have in common, from the path of any of them below its folder."""
-    name = place.stem
+    return _drop_label(place, place.stem)
+
+
+def find_listed_key(name: object) -> str:
+    """The same from the name of a picture in a list, which may lack its ending: in `frame.001` the dot begins none.
+
+    ValueError for what cannot be the name of a file, such as nothing.
+    """
+    place = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
+    if not place.name:
+        raise ValueError(f"{name!r} is no name of a picture")
+    return _drop_label(place, place.stem if place.suffix.lower() in LISTED_ENDINGS else place.name)
+
+
+def _drop_label(place: PurePosixPath, name: str) -> str:
     for ending in ENDINGS:
         if name.endswith(ending) and name != ending:
             name = name.removesuffix(ending)
@@ -182,95 +197,188 @@ def number_pictures(scenes: Mapping[str, str], known: Mapping[str, str], out: Pa
 @dataclass(frozen=True)
 class CocoBoxes:
     """`names`: of the classes, in the order of their ids; `of_key`: key -> (class, [x, y, width, height], crowd) of its
-    boxes; `size`: key -> the (width, height) that the file says its picture has."""
+    boxes; `size`: key -> the (width, height) that the file says its picture has; `others`: file names that are of no
+    picture."""
 
     names: tuple[str, ...]
     of_key: Mapping[str, list[tuple[str, list[float], bool]]]
     size: Mapping[str, tuple[int, int]]
+    others: tuple[str, ...] = ()
 
 
 def read_coco(path: Path, keys: Iterable[str]) -> CocoBoxes:
-    """Boxes in COCO's format. A file name is a key, or the last part of one alone. ImportFilesError if it is no such
-    file, or if no file name fits."""
-    last: dict[str, list[str]] = defaultdict(list)
+    """Boxes in COCO's format. A file name is a key, or the end of one from a folder's name on.
+
+    ImportFilesError if it is no such file, if no file name fits, or if one fits two pictures, or two fit one.
+    """
     keys = set(keys)
+    last: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         last[PurePosixPath(key).name].append(key)
     try:
         content = read_json(path)
-        classes = {each["id"]: str(each["name"]) for each in content["categories"]}
-        images = {each["id"]: each for each in content["images"]}
-        key_of = {}
+        categories, images, annotations = (
+            _index_by_id(content[name], name) if name != "annotations" else list(content[name])
+            for name in ("categories", "images", "annotations")
+        )
+        classes = _read_classes(categories)
+        key_of: dict[int | str, str] = {}
+        others, image_of, size = [], {}, {}
         for identity, image in images.items():
-            key = find_key(PurePosixPath(image["file_name"]))
-            fitting = [key] if key in keys else last.get(PurePosixPath(key).name, [])
+            try:
+                key = find_listed_key(image["file_name"])
+            except ValueError as error:
+                raise ImportFilesError(f"image {identity!r}: {error}") from error
+            fitting = (
+                [key] if key in keys else [each for each in last[PurePosixPath(key).name] if each.endswith(f"/{key}")]
+            )
             if len(fitting) > 1:
+                raise ImportFilesError(f"{image['file_name']} may be {' or '.join(sorted(fitting)[:3])}")
+            if not fitting:
+                others.append(image["file_name"])
+                continue
+            key = fitting[0]
+            if key in image_of:
                 raise ImportFilesError(
-                    f"--boxes {path}: {image['file_name']} may be {' or '.join(sorted(fitting)[:3])}"
+                    f"the images {image_of[key]!r} and {identity!r} are one picture, {key}: leave one of them out"
                 )
-            if fitting:
-                key_of[identity] = fitting[0]
-        boxes: dict[str, list[tuple[str, list[float], bool]]] = {key: [] for key in key_of.values()}
-        for each in content["annotations"]:
-            if each["image_id"] not in images:
-                raise ImportFilesError(f"--boxes {path}: annotation {each.get('id')} is of no image there is")
-            if each["image_id"] in key_of:
-                box = [float(value) for value in each["bbox"]]
-                if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
-                    raise ImportFilesError(f"--boxes {path}: annotation {each.get('id')} has the box {each['bbox']}")
-                crowd = bool(each.get("iscrowd", 0))
-                boxes[key_of[each["image_id"]]].append((classes[each["category_id"]], box, crowd))
+            key_of[identity], image_of[key] = key, identity
+            given = image.get("width"), image.get("height")
+            if None not in given:
+                if not all(type(value) in (int, float) and value > 0 and value == int(value) for value in given):
+                    raise ImportFilesError(
+                        f"image {identity!r} ({image['file_name']}) has the size {given[0]}x{given[1]}"
+                    )
+                size[key] = int(given[0]), int(given[1])
+        boxes: dict[str, list[tuple[str, list[float], bool]]] = {key: [] for key in image_of}
+        for each in annotations:
+            about = f"annotation {each.get('id')}"
+            if not _is_id(each["image_id"]) or each["image_id"] not in images:
+                raise ImportFilesError(f"{about} is of no image there is (image_id {each['image_id']!r})")
+            if each["image_id"] not in key_of:
+                continue
+            category = each.get("category_id")
+            if not _is_id(category) or category not in classes:
+                raise ImportFilesError(f"{about} is of no category there is (category_id {category!r})")
+            box = _read_box(each.get("bbox"))
+            if box is None:
+                raise ImportFilesError(
+                    f"{about} has the box {each.get('bbox')}: it must be [x, y, width, height]; leave the annotation "
+                    "out if there is none"
+                )
+            boxes[key_of[each["image_id"]]].append((classes[category], box, bool(each.get("iscrowd", 0))))
     except OSError as error:
         raise ImportFilesError(f"--boxes {path}: cannot be read: {error.strerror}") from error
-    except ImportFilesError:
-        raise
+    except ImportFilesError as error:
+        raise ImportFilesError(f"--boxes {path}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImportFilesError(f"--boxes {path}: is no file of COCO's detections ({error!r})") from error
     if not boxes:
-        raise ImportFilesError(f"--boxes {path}: none of its {len(images)} file names is one of the pictures'")
+        shown = f", such as {others[0]!r}" if others else ""
+        raise ImportFilesError(f"--boxes {path}: none of its {len(images)} file names{shown} is one of the pictures'")
     names = tuple(dict.fromkeys(classes[identity] for identity in sorted(classes)))
-    size = {
-        key: (int(images[identity]["width"]), int(images[identity]["height"]))
-        for identity, key in key_of.items()
-        if "width" in images[identity] and "height" in images[identity]
-    }
-    return CocoBoxes(names, boxes, size)
+    return CocoBoxes(names, boxes, size, tuple(others))
 
 
-def read_angles(path: Path, keys: Iterable[str]) -> dict[str, float]:
-    """Key -> steering angle in degrees, left positive, from a CSV file with the columns picture and angle_deg.
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _index_by_id(entries: list[dict[str, Any]], name: str) -> dict[int | str, dict[str, Any]]:
+    """ImportFilesError for an id that is none, that is there twice, or that is text where others are numbers."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for each in entries:
+        identity = each.get("id")
+        if not _is_id(identity):
+            raise ImportFilesError(f"one of the {name} has the id {identity!r}: it must be a whole number or text")
+        if identity in found:
+            raise ImportFilesError(
+                f"the id {identity!r} of {name} is there twice: which of them an annotation means is open"
+            )
+        found[identity] = each
+    if len(kinds := {type(identity): identity for identity in found}) > 1:
+        shown = " and ".join(repr(identity) for identity in kinds.values())
+        raise ImportFilesError(f"the ids of {name} are numbers and texts, such as {shown}: make them alike")
+    return found
+
+
+def _read_classes(categories: Mapping[int | str, Mapping[str, Any]]) -> dict[int | str, str]:
+    """Id -> name of the class. ImportFilesError if there is none, and for a name that cannot be one."""
+    classes = {}
+    for identity, each in categories.items():
+        name = each.get("name")
+        if not _is_id(name) or not f"{name}".strip():
+            raise ImportFilesError(f"the category {identity!r} has the name {name!r}: give it one")
+        if name == CROWD:
+            raise ImportFilesError(
+                f"the category {identity!r} is called {CROWD!r}, as boxes that stand for several objects are called "
+                "here, and these are ignored: give it another name"
+            )
+        classes[identity] = str(name)
+    if not classes:
+        raise ImportFilesError("there are no categories, so its boxes have no classes")
+    return classes
+
+
+def _read_box(given: object) -> list[float] | None:
+    """None for what is no box."""
+    if not isinstance(given, list) or len(given) != 4 or not all(type(value) in (int, float) for value in given):
+        return None
+    box = [float(value) for value in given]
+    return box if all(map(math.isfinite, box)) and min(box[2:]) >= 0 else None
+
+
+def read_angles(path: Path, keys: Iterable[str]) -> tuple[dict[str, float], list[str]]:
+    """Key -> steering angle in degrees, left positive, from a CSV file with the columns picture and angle_deg; and the
+    names in it that are of no picture.
 
     ImportFilesError for another file, an angle that is no number, a picture that is there twice, or if none fits.
     """
-    keys, found = set(keys), {}
+    keys, found, others = set(keys), {}, []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if not {"picture", "angle_deg"} <= set(reader.fieldnames or ()):
+            columns = list(reader.fieldnames or ())
+            if not {"picture", "angle_deg"} <= set(columns):
                 raise ImportFilesError(
                     f"--angles {path}: its columns are {reader.fieldnames}; picture and angle_deg must be there"
                 )
+            for name in ("picture", "angle_deg"):
+                if columns.count(name) > 1:
+                    raise ImportFilesError(f"--angles {path}: it has {columns.count(name)} columns {name}; keep one")
             rows = 0
             for row in reader:
                 rows += 1
-                key = find_key(PurePosixPath(row["picture"] or ""))
+                where = f"--angles {path}, line {reader.line_num}"
+                if None in row:
+                    raise ImportFilesError(
+                        f"{where}: it has {len(columns) + len(row[None])} cells, and there are {len(columns)} columns; "
+                        "a number has a decimal point, no comma"
+                    )
                 try:
-                    angle = float(row["angle_deg"])
-                except (TypeError, ValueError):
+                    key = find_listed_key(row["picture"])
+                except ValueError as error:
+                    raise ImportFilesError(f"{where}: {error}") from error
+                try:
+                    angle = float(row["angle_deg"].replace("_", "no digit"))
+                except (AttributeError, ValueError):
                     angle = math.nan
                 if not math.isfinite(angle):
-                    raise ImportFilesError(f"--angles {path}, line {reader.line_num}: {row['angle_deg']!r} is no angle")
+                    raise ImportFilesError(f"{where}: {row['angle_deg']!r} is no angle")
                 if key in found:
-                    raise ImportFilesError(f"--angles {path}, line {reader.line_num}: {row['picture']} is there twice")
+                    raise ImportFilesError(f"{where}: {row['picture']} is there twice")
                 if key in keys:
                     found[key] = angle
+                else:
+                    others.append(row["picture"])
     except OSError as error:
         raise ImportFilesError(f"--angles {path}: cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise ImportFilesError(f"--angles {path}: is no CSV file ({error})") from error
     if not found:
-        raise ImportFilesError(f"--angles {path}: none of its {rows} pictures is one of those given")
-    return found
+        shown = f", such as {others[0]!r}," if others else ""
+        raise ImportFilesError(f"--angles {path}: none of its {rows} pictures{shown} is one of those given")
+    return found, others
 
 
 # ---------------------------------------------------------------- one picture, on a worker
@@ -339,17 +447,21 @@ def import_picture(job: Job, target: Target) -> Imported:
         counts: dict[str, int] = {}
         if job.mask is not None and target.classes is not None:
             classes, foreign = read_mask(job.mask, target.classes)
-            check_shape((classes.shape[1], classes.shape[0]), own, f"{job.mask}, beside its picture,")
+            check_label_shape((classes.shape[1], classes.shape[0]), own, f"{job.mask}, beside its picture,")
             files["segmentation"] = encode_npy(cv2.resize(classes, target.size, interpolation=cv2.INTER_NEAREST_EXACT))
             counts |= {f"pixels of {value}": number for value, number in foreign.items()}
         if job.depth is not None:
             stored = read_depth_png(job.depth)
-            check_shape((stored.shape[1], stored.shape[0]), own, f"{job.depth}, beside its picture,")
+            check_label_shape((stored.shape[1], stored.shape[0]), own, f"{job.depth}, beside its picture,")
             files["depth"] = encode_png(resize_depth(stored, target.size))
         if job.boxes is not None:
+            if job.boxes_size is not None:
+                check_label_shape(job.boxes_size, own, f"{job.key} in the file of the boxes")
             boxes = convert_boxes(job.boxes, job.boxes_size or own, target.size)
             files["boxes"] = encode_json({"boxes": boxes})
-            if left_out := len(job.boxes) - len(boxes):
+            if flat := sum(min(box[2:]) == 0 for _, box, _ in job.boxes):
+                counts["boxes without an area"] = flat
+            if left_out := len(job.boxes) - len(boxes) - flat:
                 counts["boxes outside the picture"] = left_out
         if job.angle is not None:
             files["steering"] = encode_json({"angle_deg": job.angle})
@@ -370,6 +482,16 @@ def check_shape(found: tuple[int, int], wanted: tuple[int, int], name: str) -> N
     ratio = (found[0] * wanted[1]) / (found[1] * wanted[0])
     if abs(ratio - 1) > SAME_SHAPE:
         raise ImageError(f"{name} is {found[0]}x{found[1]}, which is not the shape of {wanted[0]}x{wanted[1]}")
+
+
+def check_label_shape(found: tuple[int, int], own: tuple[int, int], name: str) -> None:
+    """The same of a label and its picture, of (width, height) `own`; ImageError says if it may have been turned."""
+    try:
+        check_shape(found, own, name)
+    except ImageError as error:
+        if abs(found[0] * own[0] / (found[1] * own[1]) - 1) > SAME_SHAPE:
+            raise
+        raise ImageError(f"{error}: a picture is turned as its EXIF says, so its labels must be, too") from error
 
 
 def read_mask(path: Path, classes: ClassList) -> tuple[UInt8[np.ndarray, "h w"], dict[str, int]]:

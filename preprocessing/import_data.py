@@ -8,6 +8,7 @@ The same command goes on where it was stopped, and takes in what has come since.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +98,10 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
     masks = match_files("--masks", arguments.masks, MASKS, pictures)
     depth = match_files("--depth", arguments.depth, frozenset((".png",)), pictures)
     coco = read_coco(arguments.boxes, pictures) if arguments.boxes else None
-    angles = read_angles(arguments.angles, pictures) if arguments.angles else {}
+    angles, others = read_angles(arguments.angles, pictures) if arguments.angles else ({}, [])
+    say_others("--angles", others)
+    if coco is not None:
+        say_others("--boxes", coco.others)
     scenes = name_scenes(pictures, arguments.group_by)
     size = arguments.size or find_common_size(pictures.values())
     target = Target(size, classes, "image" if arguments.format == "jpg" else "image_lossless")
@@ -158,6 +162,11 @@ def match_files(option: str, folder: Path | None, endings: frozenset, pictures: 
 def sources_path(out: Path) -> Path:
     """Path of what says from which files the pictures of an imported dataset were made."""
     return out / "sources.json"
+
+
+def say_others(option: str, names: Sequence[str]) -> None:
+    if names:
+        print(f"{option}: {len(names)} names are of no picture, such as {names[0]}")
 
 
 def read_listed(out: Path) -> dict[str, str]:

@@ -256,6 +256,95 @@ def test_boxes_and_angles_that_cannot_be_used(tmp_path):
     assert read_coco(tmp_path / "file", ["a/x"]).of_key == {"a/x": []}
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [("id", 1, "a/x.jpg"), ("id", 1, "b/x.jpg")]}, "id 1 of images is there twice"),
+        ({"images": [("id", 1, "a/x.jpg"), ("id", 2, "a/x.png")]}, "images 1 and 2 are one picture, a/x"),
+        ({"images": [("id", 1, "a/x.jpg"), ("id", "2", "b/x.jpg")]}, "such as 1 and '2'"),
+        ({"images": [("id", 1, "")]}, "image 1: '' is no name"),
+        ({"images": [("id", 1, ".")]}, "image 1: '.' is no name"),
+        ({"images": [("id", 1, "c/x.jpg")]}, "none of its 1 file names, such as 'c/x.jpg'"),
+        ({"images": [{"id": 1, "file_name": "a/x.jpg", "width": 0, "height": 8}]}, "has the size 0x8"),
+        ({"categories": []}, "there are no categories"),
+        ({"categories": [{"id": 1, "name": "crowd"}]}, "is called 'crowd'"),
+        ({"categories": [{"id": 1, "name": None}]}, "category 1 has the name None"),
+        ({"categories": [{"id": 1, "name": " "}]}, "category 1 has the name ' '"),
+        ({"categories": [{"id": 1, "name": "car"}, {"id": 1, "name": "bus"}]}, "id 1 of categories is there twice"),
+        ({"categories": [{"id": 1, "name": "car"}, {"id": "2", "name": "bus"}]}, "such as 1 and '2'"),
+        ({"category_id": 9}, r"annotation 5 is of no category there is \(category_id 9\)"),
+        ({"bbox": None}, "annotation 5 has the box None"),
+        ({"bbox": [1, 2, 3]}, "annotation 5 has the box"),
+        ({"image_id": [1]}, "annotation 5 is of no image"),
+    ],
+)
+def test_a_file_of_boxes_that_may_mean_something_else_is_refused(tmp_path, change, message):
+    change = dict(change)
+    annotation = {"id": 5, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 2]}
+    annotation |= {key: change.pop(key) for key in list(change) if key in annotation}
+    content = {
+        "images": [{"id": 1, "file_name": "a/x.jpg", "width": None, "height": None}],
+        "categories": [{"id": 1, "name": "car"}], "annotations": [annotation],
+    } | change  # fmt: skip
+    content["images"] = [
+        {each[0]: each[1], "file_name": each[2]} if isinstance(each, tuple) else each for each in content["images"]
+    ]
+    (tmp_path / "file").write_text(json.dumps(content))
+    with pytest.raises(ImportFilesError, match=message):
+        read_coco(tmp_path / "file", ["a/x", "b/x"])
+
+
+def test_a_name_in_a_list_is_that_of_its_picture_alone(tmp_path):
+    """A name with folders is no other folder's picture, and a dot in a name without an ending begins none."""
+    names = ["a/x.jpg", "b/x.jpg", "y.jpg", "frame.001", "frame.002", "frame", "d/e/z_image"]
+    content = {"images": [{"id": name, "file_name": name} for name in names], "annotations": []}
+    (tmp_path / "file").write_text(json.dumps(content | {"categories": [{"id": 1, "name": "car"}]}))
+    found = read_coco(tmp_path / "file", ["a/x", "c/y", "frame.001", "frame.002", "c/d/e/z", "e/z"])
+    assert set(found.of_key) == {"a/x", "c/y", "frame.001", "frame.002", "c/d/e/z"}
+    assert found.others == ("b/x.jpg", "frame")
+    (tmp_path / "file").write_text("picture,angle_deg\n" + "".join(f"{name},1\n" for name in names))
+    found, others = read_angles(tmp_path / "file", ["a/x", "frame.001", "frame.002"])
+    assert set(found) == {"a/x", "frame.001", "frame.002"} and others == ["b/x.jpg", "y.jpg", "frame", "d/e/z_image"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("picture,angle_deg\nx.png,3,5\n", "line 2: it has 3 cells, and there are 2 columns"),
+        ("picture,angle_deg,angle_deg\nx.png,3,5\n", "2 columns angle_deg"),
+        ("picture,angle_deg\nx.png,1_0\n", "'1_0' is no angle"),
+        ("picture,angle_deg\n,3\n", "line 2: '' is no name"),
+        ("picture,angle_deg\n.,3\n", "line 2: '.' is no name"),
+    ],
+)
+def test_a_file_of_angles_that_may_mean_something_else_is_refused(tmp_path, text, message):
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(ImportFilesError, match=message):
+        read_angles(tmp_path / "file", ["x"])
+
+
+@pytest.mark.parametrize(("size", "turned", "reason"), [
+    ((16, 8), 1, ""), ((8, 4), 1, ""), ((8, 16), 1, "so its labels must be"), ((16, 8), 6, "so its labels must be"),
+    ((8, 16), 6, ""), ((16, 16), 1, "in the file of the boxes is 16x16"),
+])  # fmt: skip
+def test_boxes_are_those_of_the_picture_as_it_is_shown(tmp_path, size, turned, reason):
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    write_mask(tmp_path / "images/x.png", np.zeros((8, 16, 3), np.uint8), exif=exif)
+    image = {"id": 1, "file_name": "x.png", "width": size[0], "height": size[1]}
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": box} for box in ([0, 0, 2, 2], [1, 1, 0, 3], [99, 0, 1, 1])]
+    content = {"images": [image, {"id": 2, "file_name": "gone.png"}], "annotations": boxes}
+    (tmp_path / "boxes.json").write_text(json.dumps(content | {"categories": [{"id": 1, "name": "car"}]}))
+    own = ["--images", tmp_path / "images", "--boxes", tmp_path / "boxes.json", "--out", tmp_path / "out"]
+    result = call_here(*own, check=3 if reason else 0)
+    assert reason in result.stderr and "--boxes: 1 names are of no picture, such as gone.png" in result.stdout
+    if not reason:
+        assert "labels: boxes 1" in result.stdout
+        assert "1 boxes without an area" in result.stdout and "1 boxes outside the picture" in result.stdout
+    else:
+        assert "labels: boxes 0" in result.stdout
+
+
 # ---------------------------------------------------------------- a second command on one folder
 
 
