@@ -69,10 +69,14 @@ def read_rgb_png(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.nd
 
 
 def read_depth_png(path: Path) -> UInt16[np.ndarray, "h w"]:
-    """Read a 16-bit gray PNG: metres x 256, 0 where the depth is unknown (KITTI's convention)."""
+    """Read a 16-bit gray PNG: metres x 256, 0 where the depth is unknown (KITTI's convention). ImageError, with the
+    file's name, for another file, or a damaged one."""
     data = Path(path).read_bytes()
-    width, height, bits, colour = read_png_header(data)
-    _check_png_type((bits, colour), (16, "gray"))
+    try:
+        width, height, bits, colour = read_png_header(data)
+        _check_png_type((bits, colour), (16, "gray"))
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
     try:
         return kornia_io.decode_image_png_u16(data, (height, width), "mono").reshape(height, width)
     except Exception as error:

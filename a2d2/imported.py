@@ -7,6 +7,7 @@ when others come.
 
 import csv
 import hashlib
+import io
 import math
 import re
 from collections import Counter, defaultdict
@@ -18,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from a2d2.checks.known import MAIN_VIEW
 from a2d2.classes import IGNORE
@@ -494,19 +495,34 @@ def check_label_shape(found: tuple[int, int], own: tuple[int, int], name: str) -
         raise ImageError(f"{error}: a picture is turned as its EXIF says, so its labels must be, too") from error
 
 
+_COLOURS = ("RGB", "RGBA", "P", "PA")  # modes of Pillow that have or index RGB colours
+_DEEP = re.compile(r"^(?!BGR).*;16")  # layouts of more bits than Pillow keeps; BMP's BGR;16 has 16 bits in all
+_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads gray of few bits over 0 to 255
+
+
 def read_mask(path: Path, classes: ClassList) -> tuple[UInt8[np.ndarray, "h w"], dict[str, int]]:
     """A mask as ids of the classes, 255 for what is not listed; and how many pixels have each unlisted value but 255.
 
-    ImageError for a mask of colours where ids are expected, or the other way round.
+    It is turned as its EXIF says, as a picture is. ImageError for a damaged mask, for one of colours where ids are
+    expected, or the other way round, and for a format whose values are neither.
     """
-    with Image.open(path) as opened:
-        opened.load()
-        mode = opened.mode
-        array = np.asarray(opened.convert("RGB") if classes.colours is not None else opened)
+    try:
+        # from memory: of a file it knows Pillow maps a turned TIFF as if it were not turned, and mixes its rows up
+        with Image.open(io.BytesIO(path.read_bytes())) as opened:
+            layout = _find_layout(opened)
+            opened.load()
+            mask = ImageOps.exif_transpose(opened)
+            mode = mask.mode
+            array = np.asarray(mask.convert("RGB") if classes.colours is not None and mode in _COLOURS else mask)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: no mask, or a damaged one ({error})") from error
+    if _DEEP.search(layout) and not mode.startswith("I"):
+        raise ImageError(f"{path} has colours of 16 bits, of which only 8 can be read: save it with 8 bits")
     if classes.colours is not None:
-        if mode not in ("RGB", "RGBA", "P"):
+        if mode not in _COLOURS:
             raise ImageError(
-                f"{path} has one channel (mode {mode}), and the classes are given as colours: list their names"
+                f"{path} holds no RGB colours (mode {mode}), and the classes are given as colours: save it as RGB, or, "
+                "if it holds ids, list the names of the classes"
             )
         packed = array.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
         result = np.full(packed.shape, IGNORE, dtype=np.uint8)
@@ -515,16 +531,32 @@ def read_mask(path: Path, classes: ClassList) -> tuple[UInt8[np.ndarray, "h w"],
         values, numbers = np.unique(packed[result == IGNORE], return_counts=True)
         named = {f"colour #{value:06x}": int(number) for value, number in zip(values, numbers, strict=True)}
         return result, dict(sorted(named.items(), key=lambda item: -item[1])[:10])
-    if array.ndim == 3 and mode in ("RGB", "RGBA", "LA"):
-        if mode != "LA" and (np.ptp(array[..., :3].astype(np.int16), axis=2) > 0).any():
+    if mode in ("RGB", "RGBA"):
+        if (np.ptp(array[..., :3].astype(np.int16), axis=2) > 0).any():
             raise ImageError(f"{path} has colours, and the classes are given as ids: give classes: {{name: [r, g, b]}}")
+    elif mode not in ("1", "L", "LA", "P", "PA", "I", "F") and not mode.startswith("I;16"):
+        raise ImageError(f"{path} holds no ids (mode {mode}): save it as PNG with one channel of ids")
+    if array.ndim == 3:
         array = array[..., 0]
     if mode == "1":
         array = array.astype(np.uint8)
+    if mode == "F" and not (np.isfinite(array).all() and (array == np.round(array)).all()):
+        raise ImageError(f"{path} holds fractions, and ids are whole numbers: save it as PNG with one channel of ids")
+    array = array // _STEPS.get(layout[:3], 1)
     listed = (array >= 0) & (array < len(classes.names))
     values, numbers = np.unique(array[~listed & (array != IGNORE)], return_counts=True)
-    named = {f"id {value}": int(number) for value, number in zip(values, numbers, strict=True)}
+    named = {f"id {value}": int(number) for value, number in zip(values.astype(int), numbers, strict=True)}
     return np.where(listed, array, IGNORE).astype(np.uint8), dict(sorted(named.items(), key=lambda item: -item[1])[:10])
+
+
+def _find_layout(opened: Image.Image) -> str:
+    """How the file of an image that is not loaded yet stores its pixels, in Pillow's words; empty if unknown."""
+    for tile in getattr(opened, "tile", ()):
+        arguments = tile[3]
+        first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        if isinstance(first, str):
+            return first
+    return ""
 
 
 def resize_depth(stored: UInt16[np.ndarray, "h w"], size: tuple[int, int]) -> UInt16[np.ndarray, "H W"]:
@@ -557,7 +589,8 @@ def find_common_size(pictures: Iterable[Path]) -> tuple[int, int]:
     for path in pictures:
         try:
             with Image.open(path) as opened:
-                turned = opened.getexif().get(0x0112, 1) >= 5  # the camera was held upright
+                # the camera was held upright; of a TIFF Pillow gives the turned size
+                turned = opened.format != "TIFF" and opened.getexif().get(0x0112, 1) >= 5
                 sizes[opened.size[::-1] if turned else opened.size] += 1
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # it will fail with a reason

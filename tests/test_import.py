@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
@@ -24,8 +26,18 @@ import evaluate
 import train
 from a2d2.dataset import DatasetError, FrameDataset, index_roots, read_dataset
 from a2d2.frames import list_frames, parse_frame
-from a2d2.images import encode_png, read_image, read_json, write_bytes
-from a2d2.imported import ImportFilesError, find_key, list_files, name_scenes, read_angles, read_class_list, read_coco
+from a2d2.images import ImageError, encode_png, read_depth_png, read_image, read_json, write_bytes
+from a2d2.imported import (
+    ClassList,
+    ImportFilesError,
+    find_key,
+    list_files,
+    name_scenes,
+    read_angles,
+    read_class_list,
+    read_coco,
+    read_mask,
+)
 from a2d2.splits import read_listed, split_frames
 from models.heads import DetectionOutput
 from models.thesis import BoxGridOutput
@@ -634,11 +646,80 @@ def test_a_listed_split_says_what_it_cannot_do(tmp_path):
         read_listed(tmp_path / "nothing.yaml")
 
 
-def test_pictures_that_a_phone_has_turned_are_turned(tmp_path):
-    image = Image.fromarray(cv2.resize(np.arange(64, dtype=np.uint8).reshape(8, 8), (48, 32)))
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_pictures_that_a_phone_has_turned_are_turned(tmp_path, ending):
+    """And masks as their pictures."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    (tmp_path / "images").mkdir()
-    image.convert("RGB").save(tmp_path / "images/a.png", exif=exif)
-    assert call("--images", tmp_path / "images", "--out", tmp_path / "out").returncode == 0
-    assert read_dataset(tmp_path / "out").size == (32, 48)
+    ids = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    write_mask(tmp_path / f"images/a.{ending}", np.repeat(ids[..., None], 3, axis=2), exif=exif)
+    write_mask(tmp_path / f"masks/a.{ending}", ids, exif=exif)
+    (tmp_path / "classes.yaml").write_text("classes: [a, b, c, d, e, f]")
+    masks = ["--masks", tmp_path / "masks", "--classes", tmp_path / "classes.yaml", "--format", "png"]
+    call_here("--images", tmp_path / "images", *masks, "--out", tmp_path / "out")
+    assert read_dataset(tmp_path / "out").size == (2, 3)
+    (frame,) = list_frames(tmp_path / "out", "image_lossless")
+    shown = [[3, 0], [4, 1], [5, 2]]
+    assert np.load(frame.path("segmentation")).tolist() == shown
+    assert read_image(frame.path("image_lossless"))[..., 0].tolist() == shown
+
+
+def write_png(path, bits, colour, rows):
+    """A PNG as the standard says, because Pillow writes no gray of two or four bits; rows: packed bytes of each."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    width = len(rows[0]) * 8 // bits
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0))
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+IDS = ClassList(tuple(NAMES))
+COLOURS = ClassList(("a", "b"), ((0, 0, 0), (1, 1, 1)))
+
+
+def test_a_mask_is_read_with_the_ids_that_it_stores(tmp_path):
+    path = tmp_path / "m.png"
+    write_png(path, 2, 0, [bytes([0b00011011])])
+    assert read_mask(path, IDS)[0].tolist() == [[0, 1, 2, 255]] and read_mask(path, IDS)[1] == {"id 3": 1}
+    write_png(path, 4, 0, [bytes([0x02, 0xF1])])
+    assert read_mask(path, IDS)[0].tolist() == [[0, 2, 255, 1]] and read_mask(path, IDS)[1] == {"id 15": 1}
+    write_png(path, 1, 0, [bytes([0b01000001])])
+    assert read_mask(path, IDS)[0].tolist() == [[0, 1, 0, 0, 0, 0, 0, 1]]
+    write_mask(path, np.array([[0, 2, 300]], np.uint16))
+    assert read_mask(path, IDS)[0].tolist() == [[0, 2, 255]]
+    write_mask(tmp_path / "m.tif", np.array([[0, 2, -1]], np.float32))
+    assert read_mask(tmp_path / "m.tif", IDS)[0].tolist() == [[0, 2, 255]]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("classes", [IDS, COLOURS])
+def test_a_mask_of_more_bits_than_are_read_is_refused(tmp_path, ending, classes):
+    """Their high bytes alone would be ids and colours, too."""
+    for channels in (3, 4):
+        cv2.imwrite(str(tmp_path / f"m.{ending}"), np.full((4, 4, channels), 300, np.uint16))
+        with pytest.raises(ImageError, match=r"m.* has colours of 16 bits"):
+            read_mask(tmp_path / f"m.{ending}", classes)
+
+
+@pytest.mark.parametrize(("mode", "classes", "message"), [
+    ("CMYK", IDS, "holds no ids"), ("CMYK", COLOURS, "holds no RGB colours"), ("LAB", IDS, "holds no ids"),
+    ("F", IDS, "holds fractions"), ("F", COLOURS, "holds no RGB colours"), ("L", COLOURS, "holds no RGB colours"),
+])  # fmt: skip
+def test_a_mask_of_neither_ids_nor_colours_is_refused(tmp_path, mode, classes, message):
+    Image.new(mode, (4, 4), 1 if mode == "L" else 0.5 if mode == "F" else None).save(tmp_path / "m.tif")
+    with pytest.raises(ImageError, match=message):
+        read_mask(tmp_path / "m.tif", classes)
+
+
+def test_a_damaged_label_is_named_and_not_its_picture(tmp_path):
+    own, masks = write_few(tmp_path)
+    mask = tmp_path / "masks/a/x.png"
+    mask.write_bytes(mask.read_bytes()[:-30])
+    assert f"first failure: {mask}: no mask, or a damaged one" in call_here(*own, *masks, check=3).stderr
+    for data in (b"no PNG", mask.read_bytes(), encode_png(np.zeros((8, 8, 3), np.uint8))):
+        (tmp_path / "depth.png").write_bytes(data)
+        with pytest.raises(ImageError, match=r"depth\.png: "):
+            read_depth_png(tmp_path / "depth.png")
