@@ -72,7 +72,8 @@ Listed = Mapping[str, Sequence[str]]
 
 
 def read_listed(path: Path) -> Listed:
-    """The content of a split file. ValueError, with the file's name, if it is missing or none."""
+    """The content of a split file. ValueError, with the file's name, if it is missing or none, or if an entry is no
+    text, as a number or a date without quotes."""
     try:
         content = read_yaml(path)
     except ValueError as error:
@@ -82,7 +83,14 @@ def read_listed(path: Path) -> Listed:
         raise ValueError(
             f"data.split_file: {path} must hold lists of frames or scenes under {', '.join(SUBSETS)}, and no other key"
         )
-    return {subset: [str(entry) for entry in entries] for subset, entries in content.items()}
+    for subset, entries in content.items():
+        for entry in entries:
+            if not isinstance(entry, str):
+                # YAML reads 0012 as 10, 1.10 as 1.1 and 1_0 as 10: which scene was meant is not known any more
+                raise ValueError(
+                    f"data.split_file: {path}: {entry!r} under {subset} is no text: put the name in quotes"
+                )
+    return {subset: list(entries) for subset, entries in content.items()}
 
 
 def _split_listed(frames: list[Frame], listed: Listed) -> dict[str, list[Frame]]:

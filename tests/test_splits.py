@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from a2d2.frames import Frame
-from a2d2.splits import SPLITS, SUBSETS, split_frames
+from a2d2.splits import SPLITS, SUBSETS, read_listed, split_frames
 
 FRACTIONS = [(0.7, 0.15, 0.15), (0.5, 0.5, 0.0), (0.1, 0.5, 0.4), (0.1, 0.8, 0.1), (1.0, 0.0, 0.0), (0.34, 0.33, 0.33)]
 
@@ -80,3 +80,12 @@ def test_the_seed_draws_the_scenes():
 def test_an_unknown_split_names_the_known():
     with pytest.raises(ValueError, match=r"random.*by_scene"):
         split_frames([], "random")
+
+
+@pytest.mark.parametrize("entry", ["0012", "1.10", "1_0", "no", "2018-01-01", "null", "[a]"])
+def test_a_listed_name_that_yaml_reads_as_something_else_is_refused(tmp_path, entry):
+    (tmp_path / "split.yaml").write_text(f"train: [a, {entry}]")
+    with pytest.raises(ValueError, match=r"split\.yaml: .* under train is no text: put the name in quotes"):
+        read_listed(tmp_path / "split.yaml")
+    (tmp_path / "split.yaml").write_text(f"train: [a, '{entry}']")
+    assert read_listed(tmp_path / "split.yaml") == {"train": ["a", entry]}
