@@ -271,7 +271,10 @@ def index_roots(
         found = list_frames(path, root.image_kind, views)
         if shared := owner.keys() & set(found):
             frame = min(shared)
-            raise DatasetError(f"frame {frame} is in two roots, {owner[frame]} and {path}; leave one of them out")
+            raise DatasetError(
+                f"frame {frame} is in two roots, {owner[frame]} and {path}; leave one of them out. If they hold other "
+                "pictures, whose folders have the same names, import one of them anew with a --prefix"
+            )
         owner |= dict.fromkeys(found, path)
     return sorted(owner, key=lambda frame: (frame.scene, frame.view, frame.id)), roots
 

@@ -9,9 +9,10 @@ import csv
 import hashlib
 import io
 import math
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from a2d2.checks.known import MAIN_VIEW
 from a2d2.classes import IGNORE
-from a2d2.frames import SCENE_NAME, Frame
+from a2d2.frames import NO_SCENES, SCENE_NAME, Frame
 from a2d2.images import (
     ImageError,
     encode_jpeg,
@@ -67,9 +68,14 @@ def read_class_list(path: Path) -> ClassList:
     except ValueError as error:
         raise ImportFilesError(f"--classes {error}") from error
     given = content.get("classes") if isinstance(content, dict) else None
-    if isinstance(given, list) and given and all(isinstance(name, str) and name for name in given):
+    for name in given if isinstance(given, list | dict) else ():
+        if not isinstance(name, str) or not name.strip():
+            raise ImportFilesError(
+                f'--classes {path}: the class {name!r} is no text: put its name in quotes, such as "no" or "12"'
+            )
+    if isinstance(given, list) and given:
         names, colours = tuple(given), None
-    elif isinstance(given, dict) and given and all(isinstance(name, str) and name for name in given):
+    elif isinstance(given, dict) and given:
         names = tuple(given)
         for name, colour in given.items():
             whole = isinstance(colour, list) and len(colour) == 3 and all(type(part) is int for part in colour)
@@ -118,26 +124,56 @@ def _drop_label(place: PurePosixPath, name: str) -> str:
     return str(place.with_name(name))
 
 
-def list_files(folder: Path, endings: Iterable[str]) -> dict[str, Path]:
-    """Key -> file, of all files with these endings below a folder. ImportFilesError if two have one key."""
+def list_files(folder: Path, endings: Collection[str]) -> dict[str, Path]:
+    """Key -> file, of all files with these endings below a folder. Folders that are links are followed, and what begins
+    with a dot is hidden. ImportFilesError if two files have one key."""
     found: dict[str, Path] = {}
-    if not folder.is_dir():
-        raise ImportFilesError(f"there is no folder {folder}")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in endings or path.name.startswith(".") or not path.is_file():
-            continue
-        key = find_key(PurePosixPath(path.relative_to(folder).as_posix()))
-        if key in found:
-            raise ImportFilesError(f"{found[key]} and {path} have one name ({key}): leave one of them out")
-        found[key] = path
+    for path in _walk(folder):
+        if path.suffix.lower() in endings:
+            key = find_key(PurePosixPath(path.relative_to(folder).as_posix()))
+            if key in found:
+                raise ImportFilesError(f"{found[key]} and {path} have one name ({key}): leave one of them out")
+            found[key] = path
     return found
 
 
-def name_scenes(keys: Iterable[str], group_by: str) -> dict[str, str]:
-    """Key -> its scene. group_by: "folder", or a regular expression that is matched at the start of the key.
+def list_unread(folder: Path, endings: Collection[str]) -> list[Path]:
+    """The pictures below a folder that list_files leaves out for their endings."""
+    return [path for path in _walk(folder) if path.suffix.lower() in PICTURES - set(endings)]
 
-    ImportFilesError for an expression that is none, or that does not match a key, and where two scenes would have one
-    name.
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below a folder, sorted. ImportFilesError if there is no folder, OSError for one that cannot be read."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    if not folder.is_dir():
+        raise ImportFilesError(f"there is no folder {folder}")
+    found: list[Path] = []
+    above = {str(folder): (os.path.realpath(folder),)}  # the real folders that lead to one
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=stop):
+        chain = above.pop(place)
+        kept = []
+        for name in folders:
+            real = os.path.realpath(os.path.join(place, name))
+            # a link to a folder that it lies in would be followed for ever
+            if not name.startswith(".") and not any(os.path.commonpath([real, each]) == real for each in chain):
+                kept.append(name)
+                above[os.path.join(place, name)] = (*chain, real)
+        folders[:] = kept
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
+def name_scenes(
+    keys: Iterable[str], group_by: str, prefix: str = "", before: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Key -> its scene. group_by: "folder", or a regular expression that is matched at the start of the key. prefix:
+    what all names begin with; before: key -> its scene in an earlier import.
+
+    ImportFilesError for an expression that is none, or that does not match a key, where two scenes would have one name,
+    and for a name that no scene can have.
     """
     pattern = None
     if group_by != "folder":
@@ -145,26 +181,45 @@ def name_scenes(keys: Iterable[str], group_by: str) -> dict[str, str]:
             pattern = re.compile(group_by)
         except re.error as error:
             raise ImportFilesError(f"--group-by {group_by!r} is no regular expression: {error}") from error
-    scenes: dict[str, str] = {}
-    origin: dict[str, str] = {}
+    if prefix and not SCENE_NAME.match(prefix):
+        raise ImportFilesError(f"--prefix {prefix!r}: must begin with a letter or digit; then _ - . may follow, too")
+    texts: dict[str, str] = {}
     for key in keys:
         if pattern is None:
             text = str(PurePosixPath(key).parent)
-            text = "all" if text == "." else text
+            texts[key] = "all" if text == "." else text
         else:
             match = pattern.match(key)
             if match is None or not match[0]:
                 raise ImportFilesError(f"--group-by {group_by!r} does not match {key!r}, so its scene has no name")
-            text = match[0]
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-") or "scene"
+            texts[key] = match[0]
+    names = {text: _name_scene(text, prefix, exact=True) for text in texts.values()}
+    for key, text in texts.items():
+        # imports of before dropped all letters but those of ASCII; their scenes keep their names
+        if (before or {}).get(key) == (former := _name_scene(text, prefix, exact=False)):
+            names[text] = former
+    origin: dict[str, str] = {}
+    for text, name in names.items():
         if origin.setdefault(name, text) != text:
             raise ImportFilesError(
                 f"{origin[name]!r} and {text!r} would both be the scene {name!r}: rename a folder, or take another "
                 "--group-by"
             )
+        if name in NO_SCENES:
+            raise ImportFilesError(
+                f"{text!r} would be the scene {name!r}, and a dataset keeps no scene there: rename the folder, take "
+                "another --group-by, or give a --prefix"
+            )
         assert SCENE_NAME.match(name), name
-        scenes[key] = name
-    return scenes
+    return {key: names[text] for key, text in texts.items()}
+
+
+def _name_scene(text: str, prefix: str, exact: bool) -> str:
+    """exact: texts that differ in other letters than those of ASCII differ by a digest."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-") or "scene"
+    if exact and not text.isascii():
+        name += f"_{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f"{prefix}_{name}" if prefix else name
 
 
 def number_pictures(scenes: Mapping[str, str], known: Mapping[str, str], out: Path) -> dict[str, Frame]:
@@ -183,7 +238,7 @@ def number_pictures(scenes: Mapping[str, str], known: Mapping[str, str], out: Pa
             if former != scene:
                 raise ImportFilesError(
                     f"{key!r} is in {out} already, in the scene {former!r}, and would be in {scene!r} now: use the "
-                    "--group-by of the first import, or import into another folder"
+                    "--group-by and --prefix of the first import, or import into another folder"
                 )
         else:
             identity = f"{numbers[scene]:09d}"

@@ -42,6 +42,7 @@ from a2d2.imported import (
     import_picture,
     list_files,
     list_kinds,
+    list_unread,
     name_scenes,
     number_pictures,
     read_angles,
@@ -77,6 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--group-by", default="folder", metavar="folder|REGEX",
         help="what a scene is: the pictures of one folder, or those whose relative paths begin with the same match",
     )  # fmt: skip
+    parser.add_argument(
+        "--prefix", default="", metavar="NAME",
+        help="what the names of scenes begin with, so that those of several datasets differ (default: nothing)",
+    )  # fmt: skip
     parser.add_argument("--size", type=parse_size, metavar="WxH", help="of all files (default: the commonest)")
     parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="of the pictures (default: jpg)")
     parser.add_argument("--threads", type=parse_threads, default=4, help="worker processes (default: 4)")
@@ -91,6 +96,13 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
         raise StopRunError("--masks and --classes go together: name both", WRONG_USE)
     if arguments.out.resolve() in (arguments.images.resolve(), *arguments.images.resolve().parents):
         raise StopRunError(f"--out {arguments.out} holds the pictures; name another folder", WRONG_USE)
+    for option, folder in (("--images", arguments.images), ("--masks", arguments.masks), ("--depth", arguments.depth)):
+        if folder is not None and folder.resolve() in arguments.out.resolve().parents:
+            raise StopRunError(
+                f"--out {arguments.out} lies in {option} {folder}, so what is written would be read the next time; "
+                "name another folder",
+                WRONG_USE,
+            )
     pictures = list_files(arguments.images, PICTURES)
     if not pictures:
         raise StopRunError(f"no pictures in {arguments.images}")
@@ -102,7 +114,8 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
     say_others("--angles", others)
     if coco is not None:
         say_others("--boxes", coco.others)
-    scenes = name_scenes(pictures, arguments.group_by)
+    before = {key: frame.split("/")[0] for frame, key in read_listed(arguments.out).items()}
+    scenes = name_scenes(pictures, arguments.group_by, arguments.prefix, before)
     size = arguments.size or find_common_size(pictures.values())
     target = Target(size, classes, "image" if arguments.format == "jpg" else "image_lossless")
     frames = number_pictures(scenes, find_known(arguments.out, scenes), arguments.out)
@@ -147,6 +160,11 @@ def match_files(option: str, folder: Path | None, endings: frozenset, pictures: 
         return {}
     found = list_files(folder, endings)
     fitting = {key: path for key, path in found.items() if key in pictures}
+    if unread := list_unread(folder, endings):
+        print(
+            f"{option}: {len(unread)} files, such as {unread[0]}, are not read: taken are formats that keep every "
+            f"value, which end in {' '.join(sorted(endings))}"
+        )
     if not fitting:
         shown = next(iter(found), "nothing")
         raise StopRunError(

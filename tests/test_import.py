@@ -230,6 +230,60 @@ def test_names_that_belong_together(tmp_path):
         list_files(tmp_path, {".png"})
 
 
+def test_folders_are_searched_as_they_are_seen(tmp_path):
+    """Links are followed, but in no circle, and what is hidden is left out."""
+    for place in ("elsewhere/far", "images/a/near", "images/.thumbnails/near", "images/a/.hidden"):
+        write_bytes(tmp_path / f"{place}.png", b"1")
+    (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images/a/circle").symlink_to(tmp_path / "images")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "images/a")
+    (tmp_path / "images/a/forth").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images/up").symlink_to(tmp_path)
+    assert set(list_files(tmp_path / "images", {".png"})) == {
+        "a/near", "link/far", "a/forth/far", "link/back/near",
+    }  # fmt: skip
+
+
+def test_folders_of_any_script_are_scenes_of_their_own():
+    scenes = name_scenes(["日本/a", "中国/a", "straße/a", "strase/a"], "folder")
+    assert len(set(scenes.values())) == 4 and scenes["strase/a"] == "strase"
+    assert name_scenes(["日本/a"], "folder") == {"日本/a": scenes["日本/a"]}  # whatever else is there
+    # those of an import before keep their name, with what has come since
+    before = {"日本/a": "scene"}
+    assert name_scenes(["日本/a", "日本/b"], "folder", "", before) == {"日本/a": "scene", "日本/b": "scene"}
+    assert name_scenes(["x/a"], "folder", "mine") == {"x/a": "mine_x"}
+    for prefix in ("a/b", "_", "ä"):
+        with pytest.raises(ImportFilesError, match="--prefix"):
+            name_scenes(["x/a"], "folder", prefix)
+    with pytest.raises(ImportFilesError, match="the scene 'reports'"):
+        name_scenes(["reports/a"], "folder")
+
+
+def test_datasets_with_folders_of_equal_names_are_used_together(tmp_path):
+    for name in ("one", "two"):
+        own, _ = write_few(tmp_path / name)
+        call_here(*own)
+    with pytest.raises(DatasetError, match=r"in two roots, .*--prefix"):
+        index_roots([tmp_path / "one/out", tmp_path / "two/out"], ["front_center"])
+    call_here("--images", tmp_path / "two/images", "--prefix", "two", "--out", tmp_path / "new")
+    frames, _ = index_roots([tmp_path / "one/out", tmp_path / "new"], ["front_center"])
+    assert sorted({frame.scene for frame in frames}) == ["a", "b", "two_a", "two_b"]
+    assert "'a' now" in call_here("--images", tmp_path / "two/images", "--out", tmp_path / "new", check=1).stderr
+
+
+@pytest.mark.parametrize("place", ["images/out", "masks/a/out"])
+def test_what_is_written_is_never_read_as_a_source(tmp_path, place):
+    own, masks = write_few(tmp_path)
+    assert "would be read the next time" in call_here(*own[:2], *masks, "--out", tmp_path / place, check=2).stderr
+
+
+def test_labels_in_a_format_that_changes_values_are_counted(tmp_path):
+    own, masks = write_few(tmp_path)
+    (tmp_path / "masks/a/x.png").rename(tmp_path / "masks/a/x.jpg")
+    result = call_here(*own, *masks).stdout
+    assert "--masks: 1 files, such as" in result and "x.jpg, are not read" in result and ".bmp .gif .png" in result
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -239,6 +293,10 @@ def test_names_that_belong_together(tmp_path):
         ("[", "not YAML"),
         ("classes: {a: [1, 2, 3], b: [1, 2, 3]}", "twice"),
         ("classes: {a: [1, 2, 300]}", "no colour"),
+        ("classes: [road, no]", "the class False is no text"),
+        ("classes: [road, 12]", "the class 12 is no text"),
+        ("classes: {road: [1, 2, 3], 7: [1, 2, 4]}", "the class 7 is no text"),
+        ("classes: [road, ' ']", "the class ' ' is no text"),
     ],
 )
 def test_a_list_of_classes_that_cannot_be_used(tmp_path, text, message):
