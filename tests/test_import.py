@@ -480,13 +480,19 @@ def test_pictures_of_another_folder_replace_none_of_the_same_name(tmp_path):
     assert read_image(frame.path("image"))[0, 0, 0] == 200
 
 
-def test_what_has_changed_since_is_imported_again(tmp_path):
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_has_changed_since_is_imported_again(tmp_path, killed, monkeypatch):
     own, masks = write_few(tmp_path)
     call_here(*own, *masks)
     assert "0 done, 2 skipped" in call_here(*own, *masks).stdout
     write_mask(tmp_path / "masks/a/x.png", np.zeros((8, 8), np.uint8))
+    if killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(import_data, "tqdm", lambda **options: os.kill(os.getpid(), 2))
+            assert "'a/x'" in call_here(*own, *masks, check=75).stdout
     result = call_here(*own, *masks).stdout
-    assert "1 pictures are imported again" in result and "'a/x'" in result and "1 done, 1 skipped" in result
+    assert killed or ("1 pictures are imported again" in result and "'a/x'" in result)
+    assert "1 done, 1 skipped" in result
     assert {key: mask.max() for key, mask in load_masks(tmp_path / "out").items()} == {"a/x": 0, "b/y": 1}
     (tmp_path / "masks/a/x.png").unlink()
     assert "segmentation of 'a/x': they stay" in call_here(*own, *masks).stdout
