@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -429,6 +428,10 @@ def write_few(folder, places=("a/x", "b/y"), mask=None):
     ]  # fmt: skip
 
 
+def stop(*arguments, **options):
+    raise KeyboardInterrupt
+
+
 def write_mask(path, array, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
@@ -446,7 +449,7 @@ def test_no_label_of_another_class_list_stays(tmp_path, what, monkeypatch):
     (tmp_path / "classes.yaml").write_text("classes: [sky, tree]")
     assert "segmentation made with" in call_here(*own, *masks, check=1).stderr
     if what == "interrupted":
-        monkeypatch.setattr(import_data, "sweep_temporary", lambda out: os.kill(os.getpid(), 2))
+        monkeypatch.setattr(import_data, "sweep_temporary", stop)
     elif what == "failing":
         (tmp_path / "masks/a/x.png").write_bytes(b"no mask")
     else:
@@ -488,7 +491,7 @@ def test_what_has_changed_since_is_imported_again(tmp_path, killed, monkeypatch)
     write_mask(tmp_path / "masks/a/x.png", np.zeros((8, 8), np.uint8))
     if killed:
         with monkeypatch.context() as patch:
-            patch.setattr(import_data, "tqdm", lambda **options: os.kill(os.getpid(), 2))
+            patch.setattr(import_data, "tqdm", stop)
             assert "'a/x'" in call_here(*own, *masks, check=75).stdout
     result = call_here(*own, *masks).stdout
     assert killed or ("1 pictures are imported again" in result and "'a/x'" in result)
