@@ -301,7 +301,7 @@ def read_coco(path: Path, keys: Iterable[str]) -> CocoBoxes:
             key_of[identity], image_of[key] = key, identity
             given = image.get("width"), image.get("height")
             if None not in given:
-                if not all(type(value) in (int, float) and value > 0 and value == int(value) for value in given):
+                if not all(type(value) in (int, float) and 0 < value < _FAR and value == int(value) for value in given):
                     raise ImportFilesError(
                         f"image {identity!r} ({image['file_name']}) has the size {given[0]}x{given[1]}"
                     )
@@ -380,8 +380,12 @@ def _read_box(given: object) -> list[float] | None:
     """None for what is no box."""
     if not isinstance(given, list) or len(given) != 4 or not all(type(value) in (int, float) for value in given):
         return None
-    box = [float(value) for value in given]
-    return box if all(map(math.isfinite, box)) and min(box[2:]) >= 0 else None
+    return (
+        [float(value) for value in given] if all(abs(value) < _FAR for value in given) and min(given[2:]) >= 0 else None
+    )
+
+
+_FAR = 1e9  # pixels: no picture is as large, and neither infinity nor what is no number is below it
 
 
 def read_angles(path: Path, keys: Iterable[str]) -> tuple[dict[str, float], list[str]]:

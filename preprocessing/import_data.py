@@ -282,9 +282,10 @@ def write_dataset_json(out: Path, size: tuple[int, int], kinds: dict, overwrite:
     with lock_folder(out):
         header = read_header(out)
         files = find_files(out)
-        found = dict(header) if any(files.values()) else {}  # an import in which all pictures failed binds nothing
-        sections = dict(found.pop("kinds", {}))
-        if found and found != wanted:
+        binds = any(files.values())  # an import in which all pictures failed does not
+        found = {key: value for key, value in header.items() if key != "kinds"}
+        sections = dict(header.get("kinds", {})) if binds else {}
+        if binds and found != wanted:
             values = next(
                 f"{key} is {found.get(key)}, now {wanted[key]}" for key in wanted if found.get(key) != wanted[key]
             )

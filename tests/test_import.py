@@ -344,6 +344,8 @@ def test_boxes_and_angles_that_cannot_be_used(tmp_path):
         ({"category_id": 9}, r"annotation 5 is of no category there is \(category_id 9\)"),
         ({"bbox": None}, "annotation 5 has the box None"),
         ({"bbox": [1, 2, 3]}, "annotation 5 has the box"),
+        ({"bbox": [0, 0, 1, 10**400]}, "annotation 5 has the box"),
+        ({"images": [{"id": 1, "file_name": "a/x.jpg", "width": 1e400, "height": 8}]}, "has the size infx8"),
         ({"image_id": [1]}, "annotation 5 is of no image"),
     ],
 )
@@ -517,17 +519,21 @@ def test_a_folder_that_is_no_import_of_these_pictures_is_refused(tmp_path):
     own, _ = write_few(tmp_path)
     call_here(*own)
     listing = tmp_path / "out/pictures.json"
+    whole = listing.read_text()
     for content in (None, "{}", '{"a/front_center/000000000": 3}', '{"a": "b"}', "[]"):
         listing.unlink(missing_ok=True)
         if content is not None:
             listing.write_text(content)
         message = call_here(*own, check=1).stderr
         assert "put" in message and "or import into another folder" in message, content
+    listing.write_text(whole)
     about = tmp_path / "out/dataset.json"
     about.write_text(json.dumps(read_json(about) | {"predictions": {}}))
     assert "holds predictions" in call_here(*own, check=1).stderr
     about.write_text("[]")
     assert "does not describe" in call_here(*own, check=1).stderr
+    about.write_text("{}")
+    assert "holds another dataset: format is None" in call_here(*own, check=1).stderr
 
 
 def test_classes_that_are_annotated_may_be_added_by_hand(tmp_path):
