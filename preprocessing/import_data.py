@@ -96,13 +96,12 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
         raise StopRunError("--masks and --classes go together: name both", WRONG_USE)
     if arguments.out.resolve() in (arguments.images.resolve(), *arguments.images.resolve().parents):
         raise StopRunError(f"--out {arguments.out} holds the pictures; name another folder", WRONG_USE)
-    for option, folder in (("--images", arguments.images), ("--masks", arguments.masks), ("--depth", arguments.depth)):
-        if folder is not None and folder.resolve() in arguments.out.resolve().parents:
-            raise StopRunError(
-                f"--out {arguments.out} lies in {option} {folder}, so what is written would be read the next time; "
-                "name another folder",
-                WRONG_USE,
-            )
+    if arguments.images.resolve() in arguments.out.resolve().parents:
+        raise StopRunError(
+            f"--out {arguments.out} lies in --images {arguments.images}, so what is written would be read the next time; "
+            "name another folder",
+            WRONG_USE,
+        )
     pictures = list_files(arguments.images, PICTURES)
     if not pictures:
         raise StopRunError(f"no pictures in {arguments.images}")
