@@ -98,8 +98,8 @@ def gather_jobs(arguments: argparse.Namespace) -> tuple[list[Job], Target, dict]
         raise StopRunError(f"--out {arguments.out} holds the pictures; name another folder", WRONG_USE)
     if arguments.images.resolve() in arguments.out.resolve().parents:
         raise StopRunError(
-            f"--out {arguments.out} lies in --images {arguments.images}, so what is written would be read the next time; "
-            "name another folder",
+            f"--out {arguments.out} lies in --images {arguments.images}, so what is written would be read the next "
+            "time; name another folder",
             WRONG_USE,
         )
     pictures = list_files(arguments.images, PICTURES)
