@@ -403,7 +403,7 @@ class FrameDataset(Dataset):
             if label is not None:
                 target = task.transform(label, geometry)
                 about = self.roots[frame.root].options.get(task.kind) or {}
-                if "annotated_classes" in about:
+                if about.get("annotated_classes") is not None:
                     target = task.limit_classes(target, about["annotated_classes"])
                 targets[name] = task.prepare_loss(target) if self.for_training else target
         return targets

@@ -5,6 +5,7 @@ its labels, below another root; for any other picture see frames.picture_path.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -56,7 +57,8 @@ def read_any_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     Transparency is dropped, 16 bits are cut to 8.
     """
     try:
-        with Image.open(path) as opened:
+        # from memory: Pillow 13 mixes up the rows of an uncompressed gray TIFF that is turned, if it maps the file
+        with Image.open(io.BytesIO(path.read_bytes())) as opened:
             opened.load()  # raises for a truncated file
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith(("I", "F")):

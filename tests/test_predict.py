@@ -336,6 +336,8 @@ def test_pictures_of_other_types_are_read_as_they_are_shown(tmp_path):
     exif[0x0112] = 6  # the camera was held upright
     turned.crop((0, 0, 16, 8)).save(tmp_path / "turned.png", exif=exif)
     assert read_any_picture(tmp_path / "turned.png").shape == (16, 8, 3)
+    Image.fromarray(gray[:8]).save(tmp_path / "turned.tif", exif=exif)
+    assert np.array_equal(read_any_picture(tmp_path / "turned.tif")[..., 0], np.rot90(gray[:8], -1))
 
 
 def test_a_damaged_frame_of_a_dataset_is_named_and_skipped(run, folder, tmp_path, call):
