@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from a2d2.frames import Frame
 from a2d2.images import encode_json
 from models.heads import DenseDetectionHead, DetectionOutput, count_cells, locate_cells
 from models.thesis import CELL, BoxGridHead, BoxGridOutput
+from tasks.box_matching import IGNORED, match_locations, measure_centreness
 from tasks.box_scores import (
     RECALLS,
     THRESHOLDS,
@@ -74,71 +75,14 @@ from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_cla
 
 DENSE_KIND = "boxes_dense"  # of the file with what teachers say at every location
 UNSURE = "unsure"  # in place of the class of a box that teachers are not sure of
-PADDING, IGNORED = -1, -2  # classes of rows of a target that are no box, and of ignored boxes
-BACKGROUND = -1  # in place of a box's row, of a location that has none; IGNORED where it may lie in an object
+PADDING = -1  # class of rows of a target that are no box
 ROWS = ("boxes", "classes", "known", "visible")  # of a target, what has a row for each box
-CENTRE_RADIUS = 1.5  # locations within so many strides of a box's centre predict it
 DETECTIONS = 100  # at most, an image
 CANDIDATES = 1000  # at most, an image before suppression
 SLOTS = 10  # of a cell of the box grid
 COORDINATES, EMPTY_SLOTS = 5.0, 0.5  # weights of two terms of the box grid's loss, as in YOLO's
 
 Target = dict[str, Tensor]
-
-
-def match_locations(
-    size: tuple[int, int],
-    strides: tuple[int, ...],
-    boxes: Float32[np.ndarray, "N 4"],
-    classes: Int64[np.ndarray, " N"],
-) -> Int32[np.ndarray, " L"]:
-    """For each location of an image of `size` = (H, W) the row of its box, or BACKGROUND, or IGNORED.
-
-    A location is matched with the smallest box that contains it, whose centre is within CENTRE_RADIUS strides in x and
-    y, and whose farthest edge is between 4 and 8 strides away (from 0 at the finest level, without limit at the
-    coarsest). It is IGNORED if it has no box but lies in an ignored one. So only a few locations of each level can
-    belong to a box, and only these are looked at.
-    """
-    steps = np.array(strides, dtype=np.float32)[:, None]
-    cells = np.array([count_cells(size, stride) for stride in strides])  # rows and columns of each level
-    first = np.cumsum([0, *cells.prod(axis=1)])
-    rows = np.full(first[-1], BACKGROUND, dtype=np.int32)
-    for level, stride in enumerate(strides):
-        y, x = ((np.arange(count, dtype=np.float32) + 0.5) * stride for count in cells[level])
-        left, top, right, bottom = boxes[classes == IGNORED].T[..., None]
-        covered = ((top < y) & (y < bottom))[:, :, None] & ((left < x) & (x < right))[:, None]
-        rows[first[level] : first[level + 1]][covered.any(axis=0).ravel()] = IGNORED
-
-    wanted = np.flatnonzero(classes >= 0)
-    near = np.arange(2 * math.ceil(CENTRE_RADIUS))  # of the cells of a row or column, those that can be near enough
-    candidates = []
-    for axis in (0, 1):  # box, level, cell
-        middle = ((boxes[wanted, axis] + boxes[wanted, axis + 2]) / 2)[:, None, None]
-        index = np.floor(middle / steps - CENTRE_RADIUS).astype(np.int64) + near
-        place = (index.astype(np.float32) + 0.5) * steps
-        low, high = place - boxes[wanted, axis, None, None], boxes[wanted, axis + 2, None, None] - place
-        inside = (index >= 0) & (index < cells[:, 1 - axis, None])
-        close = np.abs(place - middle) < CENTRE_RADIUS * steps
-        candidates.append((index, inside & close & (np.minimum(low, high) > 0), np.maximum(low, high)))
-    (column, fits_x, far_x), (row, fits_y, far_y) = candidates
-    farthest = np.maximum(far_y[..., :, None], far_x[..., None, :])  # box, level, row, column
-    least = np.where(steps == steps.min(), 0, 4 * steps)[:, :, None]
-    most = np.where(steps == steps.max(), np.inf, 8 * steps)[:, :, None]
-    fits = fits_y[..., :, None] & fits_x[..., None, :] & (farthest >= least) & (farthest < most)
-    location = first[:-1, None, None] + row[..., :, None] * cells[:, 1, None, None] + column[..., None, :]
-    areas = (boxes[wanted, 2] - boxes[wanted, 0]) * (boxes[wanted, 3] - boxes[wanted, 1])
-    # the smallest, of equal ones the first, is written last
-    for each in np.lexsort((-wanted, -areas)):
-        rows[location[each][fits[each]]] = wanted[each]
-    return rows
-
-
-def measure_centreness(distances: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """1 in the middle of a box, 0 at its edges, from the distances to left, top, right and bottom."""
-    left, top, right, bottom = distances.unbind(dim=-1)
-    across = torch.minimum(left, right) / torch.maximum(left, right)
-    down = torch.minimum(top, bottom) / torch.maximum(top, bottom)
-    return (across * down).sqrt()
 
 
 def measure_giou(predicted: Float[Tensor, "*n 4"], truth: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:

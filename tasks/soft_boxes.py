@@ -16,6 +16,7 @@ from torch import Tensor
 
 from a2d2.dataset import Geometry
 from models.heads import DetectionOutput, count_cells, locate_cells
+from tasks.box_matching import fit_levels, measure_centreness
 
 LEAST_KEPT = 0.01  # locations with a lower probability of every class are not stored
 LEAST_COVERING = 0.1  # a box with a higher one may have locations that a zoom has left without a target
@@ -113,9 +114,11 @@ def place_locations(
     """Stored locations as the soft target of an augmented image: `scores` (L, K), `boxes` (L, 4), `centreness` (L,),
     and `hidden` bool (L,), locations without a loss.
 
-    own: (width, height) of the input they were made at. Each goes to the cell, of its level, that contains it under the
-    geometry; of several the surest. A zoom leaves cells between them empty: those in a box are hidden, and so is what
-    the geometry hides.
+    own: (width, height) of the input they were made at. Of the whole picture, flipped or not, each goes to the cell, of
+    its level, that contains it; of several the surest. Of a part of it, which is enlarged, boxes are cut at its edges
+    and learned as true ones: each goes to the cell that contains it of every level whose cells there predict a box of
+    this size and place (see box_matching.py), and its centre-ness is that of the box. A zoom leaves cells between them
+    empty: those in a box are hidden, and so is what the geometry hides.
     """
     width, height = geometry.size
     centres = locate_cells((height, width), strides).numpy()
@@ -125,40 +128,58 @@ def place_locations(
     edges = geometry.map_boxes(edges.astype(np.float64) * scale)
     points = geometry.map_boxes(np.concatenate([stored, stored], axis=1).astype(np.float64) * scale)[:, :2]
     sure = found["scores"].astype(np.float32).max(axis=1, initial=0.0)
+    whole = geometry.crop == (0, 0, *geometry.source)
+    if not whole:
+        edges = np.clip(edges, 0, [width, height, width, height])
 
-    firsts = np.cumsum([0, *(int(np.prod(count_cells(own[::-1], stride))) for stride in strides)])
-    level = np.searchsorted(firsts, found["index"], side="right") - 1
     cells = np.array([count_cells((height, width), stride) for stride in strides])
     begins = np.cumsum([0, *cells.prod(axis=1)])
+    rank = np.argsort(sure, kind="stable")  # the surest is written last
+    if whole:
+        firsts = np.cumsum([0, *(int(np.prod(count_cells(own[::-1], stride))) for stride in strides)])
+        level = (np.searchsorted(firsts, found["index"], side="right") - 1)[rank]
+    else:
+        level, rank = np.tile(np.arange(len(strides)), len(rank)), np.repeat(rank, len(strides))
     step = np.array(strides)[level]
-    column, row = (np.floor(points[:, axis] / step).astype(np.int64) for axis in (0, 1))
-    inside = (points >= 0).all(axis=1) & (column < cells[level, 1]) & (row < cells[level, 0])
-    place = begins[level] + row * cells[level, 1] + column
+    column, row = (np.floor(points[rank, axis] / step).astype(np.int64) for axis in (0, 1))
+    inside = (points[rank] >= 0).all(axis=1) & (column < cells[level, 1]) & (row < cells[level, 0])
+    place, rank, level = (begins[level] + row * cells[level, 1] + column)[inside], rank[inside], level[inside]
+    distances = np.concatenate([centres[place] - edges[rank, :2], edges[rank, 2:] - centres[place]], axis=1)
+    fits = (distances > 0).all(axis=1)
+    if not whole:
+        fits &= fit_levels(distances, np.array(strides)[level], strides)
+    place, rank, distances = place[fits], rank[fits], distances[fits]
 
     count = begins[-1]
     scores = np.zeros((count, classes), np.float32)
     boxes, centreness = np.ones((count, 4), np.float32), np.zeros(count, np.float32)
-    for each in np.argsort(sure, kind="stable"):  # the surest is written last
-        if not inside[each]:
-            continue
-        centre = centres[place[each]]
-        distances = np.concatenate([centre - edges[each, :2], edges[each, 2:] - centre])
-        if (distances <= 0).any():
-            continue
-        scores[place[each]], boxes[place[each]] = found["scores"][each], distances
-        centreness[place[each]] = found["centreness"][each]
+    scores[place], boxes[place] = found["scores"][rank], distances
+    centreness[place] = found["centreness"][rank]
+    if not whole:  # the teacher's is about its own box and cell
+        centreness[place] = measure_centreness(torch.from_numpy(distances)).numpy()
 
     hidden = np.zeros(count, dtype=bool)
-    exact = geometry.zoom == 1 and not (geometry.flip and any(width % stride for stride in strides))
+    exact = whole and not (geometry.flip and any(width % stride for stride in strides))
     if not exact:
         covering = edges[sure > LEAST_COVERING]
         contained = (centres[:, None] > covering[None, :, :2]) & (centres[:, None] < covering[None, :, 2:])
         hidden |= contained.all(axis=2).any(axis=1) & (scores.max(axis=1, initial=0.0) == 0)
-    for hole in geometry.holes:
-        left, top, right, bottom = np.array(hole) * [width, height, width, height]
-        hidden |= (centres[:, 0] >= left) & (centres[:, 0] < right) & (centres[:, 1] >= top) & (centres[:, 1] < bottom)
+    hidden |= find_covered((width, height), strides, geometry.holes)
     values = {"scores": scores, "boxes": boxes, "centreness": centreness, "hidden": hidden}
     return {name: torch.from_numpy(value) for name, value in values.items()}
+
+
+def find_covered(
+    size: tuple[int, int], strides: tuple[int, ...], holes: Sequence[tuple[float, float, float, float]]
+) -> Bool[Array, " L"]:
+    """The locations of an image of (width, height) `size` that lie in one of the holes of a Geometry."""
+    width, height = size
+    centres = locate_cells((height, width), strides).numpy()
+    covered = np.zeros(len(centres), dtype=bool)
+    for hole in holes:
+        left, top, right, bottom = np.array(hole) * [width, height, width, height]
+        covered |= (centres[:, 0] >= left) & (centres[:, 0] < right) & (centres[:, 1] >= top) & (centres[:, 1] < bottom)
+    return covered
 
 
 def find_learned(target: dict[str, Tensor], share: float) -> Bool[Tensor, "B L"]:

@@ -16,8 +16,9 @@ import train
 from a2d2.dataset import Augmentation, Geometry
 from a2d2.frames import Frame, list_frames
 from a2d2.images import read_json, write_json
-from models.heads import DetectionOutput, count_cells
+from models.heads import DetectionOutput, count_cells, locate_cells
 from tasks import TASKS
+from tasks.box_matching import match_locations, measure_centreness
 from tasks.options import OPTIONS, DetectionOptions
 from tasks.soft_boxes import LogitCounts, blend_outputs, calibrate_probabilities, find_mirror_order, place_locations
 from training.checkpoint import load_weights
@@ -193,6 +194,40 @@ def test_a_zoomed_box_is_where_the_zoomed_label_is():
     expected = geometry.map_boxes(np.array([[10.0, 34.0, 30.0, 54.0]]))[0]
     assert [x - left, y - top, x + right, y + bottom] == pytest.approx(expected.tolist(), abs=1e-4)
     assert target["hidden"].any() and not target["hidden"][row]
+
+
+def test_what_a_zoom_leaves_of_soft_targets_is_what_true_labels_teach():
+    """A teacher that says the true boxes at their own locations: wherever it is heard under a zoom, a true label would
+    be matched with the same box, cut at the edges, of the same level, and with the same centre-ness."""
+    rng, size, strides, heard = np.random.default_rng(0), (256, 192), (8, 16, 32), 0
+    cells = locate_cells(size[::-1], strides).numpy()
+    for zoom in (1.0, 1.3, 2.0):
+        for _ in range(8):
+            corners = rng.uniform(0, [200, 150], (6, 2))
+            boxes = np.concatenate([corners, np.minimum(corners + rng.uniform(12, 150, (6, 2)), size)], axis=1)
+            match = match_locations(size[::-1], strides, boxes.astype(np.float32), np.zeros(6, np.int64))
+            index = np.flatnonzero(match >= 0)
+            own = boxes[match[index]]
+            distances = np.concatenate([cells[index] - own[:, :2], own[:, 2:] - cells[index]], axis=1)
+            said = {"index": index, "scores": np.full((len(index), 1), 0.9), "boxes": distances.astype(np.float32),
+                    "centreness": np.full(len(index), 0.5)}  # fmt: skip
+            width, height = round(size[0] / zoom), round(size[1] / zoom)
+            crop = (round(rng.random() * (size[0] - width)), round(rng.random() * (size[1] - height)), width, height)
+            geometry = Geometry(size, crop, size)
+            target = {name: value.numpy() for name, value in place_locations(said, size, strides, geometry, 1).items()}
+            new = np.clip(geometry.map_boxes(boxes), 0, [*size, *size]).astype(np.float32)
+            new = new[(new[:, 2:] > new[:, :2]).all(axis=1)]
+            true = match_locations(size[::-1], strides, new, np.zeros(len(new), np.int64))
+            taught = target["scores"][:, 0] > 0
+            assert (true[taught] >= 0).all() and (zoom > 1 or (taught == (true >= 0)).all())
+            assert (target["hidden"] | taught)[true >= 0].all()
+            edges = np.concatenate([cells - target["boxes"][:, :2], cells + target["boxes"][:, 2:]], axis=1)[taught]
+            assert (edges >= -0.01).all() and (edges <= np.array([*size, *size]) + 0.01).all()
+            if zoom > 1:
+                exact = measure_centreness(torch.from_numpy(target["boxes"][taught])).numpy()
+                assert np.allclose(target["centreness"][taught], exact, atol=1e-4)
+                heard += taught.sum()
+    assert heard > 100
 
 
 def test_scores_are_calibrated_by_a_line_that_keeps_their_order():
