@@ -247,6 +247,14 @@ def collect_label_statistics(
             write_json(path, newest)
 
 
+def note_annotated(tasks: Mapping[str, Task], having: Mapping[str, list[Frame]], data: Data) -> None:
+    """Add to the label statistics which classes the training labels do not annotate; `having` as above."""
+    for name, task in tasks.items():
+        roots = dict.fromkeys(frame.root for frame in having[name])
+        lists = [(data.roots[root].options.get(task.kind) or {}).get("annotated_classes") for root in roots]
+        task.label_statistics = task.label_statistics | task.list_annotated(lists)
+
+
 def _read_kept_statistics(path: Path) -> dict[str, dict]:
     try:
         content = read_json(path)

@@ -84,8 +84,8 @@ from training.sampling import parse_assignment
 
 @dataclass(kw_only=True)
 class Teachers(Speaker):
-    """Networks that are asked together. `tasks`: name -> the task, as the first that has it has it; `calibration`: of
-    each task what makes its scores those of frequencies."""
+    """Networks that are asked together. `tasks`: name -> the task as they have learned it together, with the options of
+    the first that has it; `calibration`: of each task what makes its scores those of frequencies."""
 
     teachers: list[Trained]
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -104,6 +104,7 @@ class Teachers(Speaker):
         """Of each task what its teachers say about a batch, for pictures of (width, height) `size`."""
         image = image.to(self.device, non_blocking=True)
         outputs: dict[str, list[TeacherOutput]] = {name: [] for name in self.tasks}
+        speakers: dict[str, list[Task]] = {name: [] for name in self.tasks}
         with self.autocast():
             for teacher in self.teachers:
                 own = [name for name in self.tasks if name in teacher.tasks]
@@ -112,7 +113,11 @@ class Teachers(Speaker):
                     for name in own:
                         output = teacher.tasks[name].convert_output(found[name], self.tasks[name])
                         outputs[name].append((output, mirrored))
-        return {name: task.blend(outputs[name], size, self.calibration.get(name)) for name, task in self.tasks.items()}
+                        speakers[name].append(teacher.tasks[name])
+        return {
+            name: task.blend(outputs[name], size, self.calibration.get(name), speakers[name])
+            for name, task in self.tasks.items()
+        }
 
     def predict(
         self, image: UInt8[Tensor, "B 3 H W"], sizes: Sequence[tuple[int, int]]
@@ -146,11 +151,15 @@ def gather_teachers(
     for teacher in teachers:
         for name, task in teacher.tasks.items():
             first = tasks.setdefault(name, task)
-            if first.describe_soft_files(teacher.size) != task.describe_soft_files(teacher.size):
+            if first.describe_agreement(teacher.size) != task.describe_agreement(teacher.size):
                 raise WrongUseError(f"{teacher.name}: its {name} has other classes or strides than that before it")
     if missing := [name for name in names or () if name not in tasks]:
         raise WrongUseError(f"--tasks {missing[0]}: no teacher has it; they have {', '.join(tasks)}")
-    chosen = {name: task for name, task in tasks.items() if names is None or name in names}
+    chosen = {
+        name: task.join_teachers([teacher.tasks[name] for teacher in teachers if name in teacher.tasks])
+        for name, task in tasks.items()
+        if names is None or name in names
+    }
     used = [teacher for teacher in teachers if chosen.keys() & teacher.tasks.keys()]
     return Teachers(trained=used[0], tasks=chosen, device=device, autocast=autocast, confidence=True, teachers=used)
 
@@ -205,7 +214,7 @@ def calibrate(teachers: Teachers, paths: Sequence[Path], data: Data, workers: in
                 raise ValueError(
                     f"--calibrate {path}: none of its held-out labels is in {', '.join(map(str, data.roots))}"
                 )
-            if own.tasks[name].describe_soft_files(own.size) != teachers.tasks[name].describe_soft_files(teachers.size):
+            if own.tasks[name].describe_agreement(own.size) != teachers.tasks[name].describe_agreement(teachers.size):
                 raise WrongUseError(f"--calibrate {path}: its {name} has other classes or strides than the teachers'")
             found = own.tasks[name].calibrate(say_about(own, name, frames, data, workers))
             if found:
@@ -234,6 +243,7 @@ def describe(teachers: Teachers, arguments: argparse.Namespace, source: str) -> 
             "weights": teacher.digest,
             "step": teacher.header.get("step"),
             "tasks": list(teacher.tasks),
+            **_describe_annotated(teacher),
             "assignment": teacher.record.assignment if teacher.record else None,
         }
         for teacher in teachers.teachers
@@ -255,6 +265,13 @@ def describe(teachers: Teachers, arguments: argparse.Namespace, source: str) -> 
         "teachers": manifest,
         "calibration": teachers.calibration,
     }
+
+
+def _describe_annotated(teacher: Trained) -> dict[str, Any]:
+    """`annotated`: task -> the classes that the teacher has learned, of tasks of which it has not learned all."""
+    known = {name: task.label_statistics.get("annotated") for name, task in teacher.tasks.items()}
+    known = {name: names for name, names in known.items() if names is not None}
+    return {"annotated": known} if known else {}
 
 
 def merge_records(teachers: Sequence[Trained]) -> Record:

@@ -70,6 +70,7 @@ from experiment import (
     initialise,
     load_data,
     load_recorded_data,
+    note_annotated,
     pick_device,
     read_split,
 )
@@ -288,10 +289,9 @@ def start_record(
         raise ValueError(f"split {config.data.split!r} has no training frames in {', '.join(map(str, data.roots))}")
     assignment, _ = assign_training_labels(config, frames, labels)
     check_labels(config, frames, labels, assignment)
-    collect_label_statistics(
-        tasks, {name: [frames[index] for index in indices] for name, indices in assignment.items()},
-        config.evaluate.protocol, data.roots,
-    )  # fmt: skip
+    having = {name: [frames[index] for index in indices] for name, indices in assignment.items()}
+    collect_label_statistics(tasks, having, config.evaluate.protocol, data.roots)
+    note_annotated(tasks, having, data)
     everywhere = [frame for members in data.subsets.values() for frame in members]
     factors = compute_repeat_factors(config, tasks, frames, assignment)
     record = Record(

@@ -250,6 +250,7 @@ class Depth(Task):
         outputs: Sequence[TeacherOutput],
         size: tuple[int, int],
         calibration: Mapping[str, Any] | None = None,
+        speakers: Sequence[Any] | None = None,
     ) -> SoftTarget:
         """`metres` float32 (B, H, W), the geometric mean over teachers and mirror images, and `spread` (B, H, W), how
         far the farthest of them is from the nearest, in metres."""

@@ -522,6 +522,21 @@ class Detection(Task):
         annotated = {self.find_class(name) for name in names}
         return target | {"annotated": torch.tensor([own <= annotated for own in self.members.values()])}
 
+    def list_annotated(self, lists: Iterable[Sequence[str] | None]) -> dict[str, Any]:
+        """`annotated`: the groups all of whose classes are annotated in one of the datasets."""
+        known: set[str] = set()
+        for names in lists:
+            own = {self.find_class(name) for name in names} if names is not None else {*range(len(self.vocabulary))}
+            known |= {group for group, members in self.members.items() if members <= own}
+        return {} if known == set(self.names) else {"annotated": [name for name in self.names if name in known]}
+
+    @property
+    def annotated(self) -> Bool[Tensor, " K"]:
+        """Of each class whether the training labels said where it is and where it is not; of others the network has
+        learned nothing."""
+        known = self.label_statistics.get("annotated", self.names)
+        return torch.tensor([name in known for name in self.names])
+
     def transform(self, label: list[dict], geometry: Geometry) -> Target:
         target = self.blank(geometry.size, len(label))
         if not label:
@@ -759,11 +774,23 @@ class Detection(Task):
         outputs: Sequence[TeacherOutput],
         size: tuple[int, int],
         calibration: Mapping[str, Any] | None = None,
+        speakers: Sequence["Detection"] | None = None,
     ) -> SoftTarget:
-        """See blend_outputs; the probabilities are calibrated."""
+        """See blend_outputs; the probabilities are calibrated, those of classes that no teacher has learned are 0."""
         assert self._strides
-        said = blend_outputs(outputs)
-        return said | {"scores": calibrate_probabilities(said["scores"], (calibration or {}).get("dense"))}
+        known = [each.annotated for each in (speakers or [self] * len(outputs))]
+        said = blend_outputs(outputs, None if all(each.all() for each in known) else known)
+        scores = calibrate_probabilities(said["scores"], (calibration or {}).get("dense"))
+        if not (together := torch.stack(known).any(dim=0)).all():
+            scores = scores.masked_fill(~together.to(scores.device), 0.0)
+        return said | {"scores": scores}
+
+    def join_teachers(self, teachers: Sequence["Detection"]) -> "Detection":
+        together = torch.stack([each.annotated for each in teachers]).any(dim=0).tolist()
+        statistics = {key: value for key, value in self.label_statistics.items() if key != "annotated"}
+        if not all(together):
+            statistics["annotated"] = [name for name, known in zip(self.names, together, strict=True) if known]
+        return type(self)(self.options, statistics)
 
     def calibrate(self, said: Iterable[tuple[SoftTarget, Target]]) -> dict[str, Any]:
         """`dense`, and `boxes` after suppression: slope and offset of the logits of their scores. At a location the
@@ -804,9 +831,20 @@ class Detection(Task):
     def soft_kind(self) -> str:
         return DENSE_KIND if self.options.pseudo.targets == "dense" else self.kind
 
-    def describe_soft_files(self, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    def describe_agreement(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Teachers may have learned different classes of those that they have in common."""
         dense = {"size": list(size), "strides": list(self._strides), "classes": list(self.names)}
         return {self.kind: self.describe_files(), DENSE_KIND: dense}
+
+    def describe_soft_files(self, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+        """With `annotated_classes` where the teachers have not learned all classes."""
+        known = self.annotated.tolist()
+        limits: dict[str, Any] = {}
+        if not all(known):
+            groups = self.describe_files()["classes"]
+            names = [name for name, learned in zip(self.names, known, strict=True) if learned]
+            limits["annotated_classes"] = [member for name in names for member in groups[name]]
+        return {kind: about | limits for kind, about in self.describe_agreement(size).items()}
 
     def find_soft_conflict(self, about: Mapping[str, Mapping[str, Any]], size: tuple[int, int]) -> str | None:
         if self.options.pseudo.targets == "boxes":
@@ -831,18 +869,24 @@ class Detection(Task):
 
     def load_soft(
         self, frame: Frame, about: Mapping[str, Mapping[str, Any]], own: tuple[int, int]
-    ) -> dict[str, np.ndarray] | list[dict] | None:
+    ) -> dict[str, Any] | None:
+        """Dense: arrays; else `label`, the boxes as a label has them. `annotated`: the classes that the teachers have
+        learned."""
+        names = about[self.soft_kind].get("annotated_classes")
+        annotated = np.ones(len(self.names), dtype=bool)
+        if names is not None:
+            annotated = self.limit_classes({}, names)["annotated"].numpy()
         if self.options.pseudo.targets == "boxes":
             try:
                 found = self.load_prediction(frame.path(self.kind), about[self.kind], own, own)
             except FileNotFoundError:
                 return None
-            return self._choose_boxes(found)
+            return {"label": self._choose_boxes(found), "annotated": annotated}
         size = tuple(about[DENSE_KIND]["size"])
         locations = sum(math.prod(count_cells(size[::-1], stride)) for stride in self._strides)
         path = frame.path(DENSE_KIND)
         stored = load_file(path, lambda path: read_locations(path, len(self.names), locations))
-        return None if stored is None else stored | {"size": np.array(size)}
+        return None if stored is None else stored | {"size": np.array(size), "annotated": annotated}
 
     def _choose_boxes(self, found: dict[str, Tensor]) -> list[dict]:
         """Boxes of teachers as a label; those they are not sure of are of unknown class, and so ignored."""
@@ -854,11 +898,12 @@ class Detection(Task):
             if score >= min(options.threshold, options.ignored_from)
         ]
 
-    def transform_soft(self, said: dict[str, np.ndarray] | list[dict], geometry: Geometry) -> SoftTarget:
-        if isinstance(said, list):
-            return self.prepare_loss(self.transform(said, geometry))
+    def transform_soft(self, said: dict[str, Any], geometry: Geometry) -> SoftTarget:
+        annotated = {"annotated": torch.from_numpy(said["annotated"])}
+        if "label" in said:
+            return self.prepare_loss(self.transform(said["label"], geometry) | annotated)
         own = tuple(said["size"].tolist())
-        return place_locations(said, own, self._strides, geometry, len(self.names))
+        return place_locations(said, own, self._strides, geometry, len(self.names)) | annotated
 
     def collate_soft(self, targets: list[SoftTarget]) -> SoftTarget:
         return default_collate(targets) if self.options.pseudo.targets == "dense" else self.collate(targets)
@@ -867,12 +912,15 @@ class Detection(Task):
         device = said["scores"].device
         if self.options.pseudo.targets == "dense":
             hidden = torch.zeros(said["scores"].shape[:2], dtype=torch.bool, device=device)
-            return {name: said[name] for name in ("scores", "boxes", "centreness")} | {"hidden": hidden}
+            annotated = self.annotated.to(device).expand(len(hidden), -1)
+            limits = {"hidden": hidden, "annotated": annotated}
+            return {name: said[name] for name in ("scores", "boxes", "centreness")} | limits
         targets = []
         for row, size in enumerate(map(tuple, said["size"].tolist())):
             found = self._find_boxes(said, row, None, size)
             label = self._choose_boxes({name: value.cpu() for name, value in found.items()})
-            targets.append(self.prepare_loss(self.transform(label, Geometry.identity(size))))
+            target = self.transform(label, Geometry.identity(size)) | {"annotated": self.annotated}
+            targets.append(self.prepare_loss(target))
         return {name: value.to(device) for name, value in self.collate(targets).items()}
 
     def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
@@ -884,12 +932,13 @@ class Detection(Task):
 
     def soft_loss(self, output: DetectionOutput | BoxGridOutput, target: SoftTarget) -> Float[Tensor, ""]:
         """Dense: quality focal loss of the classes; of the learned locations also GIoU loss and cross-entropy of the
-        centre-ness, weighted by their probabilities."""
+        centre-ness, weighted by their probabilities. Of a class that the teachers have not learned nothing is."""
         if "match" in target:
             return self.loss(output, target)
         learned = find_learned(target, self.options.pseudo.learned_share)
         wanted = target["scores"].masked_fill(~learned[..., None], 0.0).to(output.classes.dtype)
-        focal = measure_focal(output.classes, wanted).masked_fill(target["hidden"][..., None], 0.0)
+        left_out = target["hidden"][..., None] | ~target["annotated"][:, None]
+        focal = measure_focal(output.classes, wanted).masked_fill(left_out, 0.0)
         distances = target["boxes"].to(output.boxes.dtype).masked_fill(~learned[..., None], 1.0)
         central = F.binary_cross_entropy_with_logits(
             output.centreness, target["centreness"].to(output.centreness.dtype), reduction="none"

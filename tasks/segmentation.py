@@ -339,6 +339,7 @@ class Segmentation(Task):
         outputs: Sequence[TeacherOutput],
         size: tuple[int, int],
         calibration: Mapping[str, Any] | None = None,
+        speakers: Sequence[Any] | None = None,
     ) -> SoftTarget:
         """`classes` uint8 (B, H, W), and `probability` float32 (B, H, W) of them, the mean over teachers and mirror
         images."""

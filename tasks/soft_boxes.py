@@ -39,16 +39,21 @@ def find_mirror_order(size: tuple[int, int], strides: Sequence[int]) -> np.ndarr
     return np.concatenate(order)
 
 
-def blend_outputs(outputs: Sequence[tuple[DetectionOutput, bool]]) -> dict[str, Tensor]:
+def blend_outputs(
+    outputs: Sequence[tuple[DetectionOutput, bool]], known: Sequence[Bool[Tensor, " K"]] | None = None
+) -> dict[str, Tensor]:
     """The mean over teachers and mirror images: `scores` (B, L, K), probabilities of the classes; `boxes` (B, L, 4),
     distances in pixels of the input to the left, top, right and bottom edge; `centreness` (B, L), as a probability;
     `size` (B, 2), the (width, height) of the input.
 
-    A mirror image whose locations are not those of the image is left out.
+    A mirror image whose locations are not those of the image is left out. known: of each output the classes that its
+    teacher has learned, None if that is all of all; then the mean of a class is that over the teachers that know it, 0
+    if none does, and a location has the mean box and centre-ness of those that know its likeliest class.
     """
     first = outputs[0][0]
     parts: dict[str, list[Tensor]] = {"scores": [], "boxes": [], "centreness": []}
-    for output, mirrored in outputs:
+    kept = []
+    for number, (output, mirrored) in enumerate(outputs):
         if (output.strides, output.size) != (first.strides, first.size):
             raise ValueError(
                 f"the teachers of detection look at strides {first.strides} of {first.size} and {output.strides} of "
@@ -65,9 +70,26 @@ def blend_outputs(outputs: Sequence[tuple[DetectionOutput, bool]]) -> dict[str, 
             boxes = boxes.index_select(1, rows)[..., [2, 1, 0, 3]]
         for name, value in (("scores", scores), ("boxes", boxes), ("centreness", centreness)):
             parts[name].append(value)
-    blended = {name: torch.stack(values).mean(dim=0) for name, values in parts.items()}
+        kept.append(number)
+    stacked = {name: torch.stack(values) for name, values in parts.items()}
+    if known is None:
+        blended = {name: value.mean(dim=0) for name, value in stacked.items()}
+    else:
+        blended = _blend_known(stacked, torch.stack([known[number] for number in kept]).to(first.classes.device))
     size = torch.tensor(first.size[::-1], device=first.boxes.device).expand(len(first.boxes), 2)
     return blended | {"size": size}
+
+
+def _blend_known(stacked: dict[str, Tensor], known: Bool[Tensor, "T K"]) -> dict[str, Tensor]:
+    """The means over T outputs as `blend_outputs` has them where not all know all classes."""
+    shares = known.to(stacked["scores"].dtype)
+    shares = shares / shares.sum(dim=0).clamp(min=1)
+    scores = (stacked["scores"] * shares[:, None, None]).sum(dim=0)
+    own = shares[:, scores.argmax(dim=2)]  # T, B, L
+    boxes = (stacked["boxes"] * own[..., None]).sum(dim=0)
+    # no class at all is known: nothing is said there, but a box must have an extent
+    boxes = torch.where(own.sum(dim=0)[..., None] > 0, boxes, 1.0)
+    return {"scores": scores, "boxes": boxes, "centreness": (stacked["centreness"] * own).sum(dim=0)}
 
 
 def unblend(said: dict[str, Tensor], strides: tuple[int, ...], row: int) -> DetectionOutput:

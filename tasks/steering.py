@@ -217,6 +217,7 @@ class Steering(Task):
         outputs: Sequence[TeacherOutput],
         size: tuple[int, int],
         calibration: Mapping[str, Any] | None = None,
+        speakers: Sequence[Any] | None = None,
     ) -> SoftTarget:
         """`angles` float32 (B, horizon), the mean over teachers and mirror images, whose angles have the other sign,
         and `spread` (B,), how far the greatest of the angles at the frame's time is from the least, in degrees."""

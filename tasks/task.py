@@ -209,6 +209,11 @@ class Task(ABC):
         """Compute what training needs of the training labels, and store it in `label_statistics`."""
         self.label_statistics = {"constant": self.find_constant(list(labels), protocol)}
 
+    def list_annotated(self, lists: Iterable[Sequence[str] | None]) -> dict[str, Any]:
+        """Label statistics that say which classes the training labels annotate, {} where these are all; `lists`: the
+        `annotated_classes` of each dataset with such labels, None where all objects have a label."""
+        return {}
+
     @abstractmethod
     def find_constant(self, labels: list[Any], protocol: Any = None) -> Any:
         """The constant baseline: the one prediction with the best primary metric on these labels under the protocol,
@@ -338,10 +343,23 @@ class Task(ABC):
 
     @abstractmethod
     def blend(
-        self, outputs: Sequence[TeacherOutput], size: tuple[int, int], calibration: Mapping[str, Any] | None = None
+        self,
+        outputs: Sequence[TeacherOutput],
+        size: tuple[int, int],
+        calibration: Mapping[str, Any] | None = None,
+        speakers: Sequence[Any] | None = None,
     ) -> SoftTarget:
         """What one or several teachers say about a batch, from their outputs on it and on its mirror image, at (width,
-        height) `size`; `calibration`: what `calibrate` has found for these teachers."""
+        height) `size`; `calibration`: what `calibrate` has found for these teachers; `speakers`: of each output the
+        task of the run that it is of, None if it is this one."""
+
+    def describe_agreement(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What teachers that are averaged must have in common, as JSON; `size`: (width, height) of their input."""
+        return self.describe_soft_files(size)
+
+    def join_teachers(self, teachers: Sequence[Any]) -> "Task":
+        """The task as these teachers, tasks of this kind of which this is the first, have learned it together."""
+        return self
 
     def calibrate(self, said: Iterable[tuple[SoftTarget, Target]]) -> dict[str, Any]:
         """What makes the confidence of teachers that of frequencies, as JSON, from what they say about batches that

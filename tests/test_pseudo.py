@@ -230,6 +230,53 @@ def test_what_a_zoom_leaves_of_soft_targets_is_what_true_labels_teach():
     assert heard > 100
 
 
+def make_learned(*names, **options):
+    task = make_task("detection", **options)
+    groups = task.describe_files()["classes"]
+    task.label_statistics |= task.list_annotated([[member for name in names for member in groups[name]]])
+    return task
+
+
+def test_a_class_is_the_mean_over_teachers_that_have_learned_it():
+    whole = make_task("detection")
+    first, second = whole.names[:2], whole.names[1:3]
+    pair = [make_learned(*first), make_learned(*second)]
+    outputs = [(make_output("detection", seed), False) for seed in (0, 1)]
+    joined = pair[0].join_teachers(pair)
+    assert joined.annotated.tolist() == [True, True, True, False, False] and whole.annotated.all()
+    said = joined.blend(outputs, SIZE, {"dense": [1.0, 5.0]}, pair)
+    plain = joined.blend(outputs, SIZE, None, pair)["scores"]
+    one, two = (output.classes.sigmoid() for output, _ in outputs)
+    assert torch.allclose(plain[..., 0], one[..., 0]) and torch.allclose(plain[..., 2], two[..., 2])
+    assert torch.allclose(plain[..., 1], (one[..., 1] + two[..., 1]) / 2)
+    assert (said["scores"][..., 3:] == 0).all()  # though the calibration raises small scores
+    alone = plain[0].argmax(dim=1) == 0
+    assert torch.equal(joined.blend(outputs, SIZE, None, pair)["boxes"][0][alone], outputs[0][0].boxes[0][alone])
+    as_before = blend_outputs(outputs)
+    same = whole.blend(outputs, SIZE, None, [whole, whole])
+    assert all(torch.equal(same[name], as_before[name]) for name in as_before)
+
+
+@pytest.mark.parametrize("targets", ["dense", "boxes"])
+@pytest.mark.parametrize("way", ["files", "mean teacher"])
+def test_what_teachers_have_not_learned_is_no_background(tmp_path, targets, way):
+    teacher = make_learned("Car", pseudo={"targets": targets})
+    said = teacher.blend([(make_output("detection", batch=1), False)], SIZE)
+    student = make_task("detection", pseudo={"targets": targets})
+    if way == "files":
+        frame = Frame("20180101_000000", "front_center", "000000001", tmp_path)
+        for kind, content in teacher.encode_soft(said, 0, SIZE).items():
+            frame.path(kind).parent.mkdir(parents=True, exist_ok=True)
+            frame.path(kind).write_bytes(content)
+        found = student.load_soft(frame, teacher.describe_soft_files(SIZE), SIZE)
+        target = student.collate_soft([student.transform_soft(found, Geometry.identity(SIZE))])
+    else:
+        target = teacher.prepare_soft(said)
+    logits = torch.zeros(1, LOCATIONS, 5, requires_grad=True)
+    student.soft_loss(make_output("detection", batch=1)._replace(classes=logits), target).backward()
+    assert logits.grad[..., 0].any() and not logits.grad[..., 1:].any()
+
+
 def test_scores_are_calibrated_by_a_line_that_keeps_their_order():
     rng = np.random.default_rng(0)
     honest = rng.beta(0.5, 3, 40000)
@@ -253,7 +300,8 @@ def test_boxes_that_a_teacher_is_not_sure_of_are_neither_object_nor_background()
     task = make_task("detection", pseudo={"targets": "boxes", "threshold": 0.5, "ignored_from": 0.2})
     found = {"boxes": torch.tensor([[4.0, 4, 30, 30], [34, 4, 60, 30], [4, 34, 30, 60]]),
              "labels": torch.tensor([1, 0, 2]), "scores": torch.tensor([0.8, 0.3, 0.1])}  # fmt: skip
-    target = task.transform_soft(task._choose_boxes(found), Geometry.identity(SIZE))
+    said = {"label": task._choose_boxes(found), "annotated": np.ones(5, dtype=bool)}
+    target = task.transform_soft(said, Geometry.identity(SIZE))
     assert target["classes"][:3].tolist() == [1, -2, -1] or target["classes"][:3].tolist() == [-2, 1, -1]
     assert task.count_soft({key: value[None] for key, value in target.items()}) > 0
 
@@ -432,6 +480,22 @@ def test_held_out_labels_calibrate_and_are_never_trained_on(folder, teachers, tm
     assert line["labels"] == len(held) and len(line["dense"]) == len(line["boxes"]) == 2
     assert call(teachers["detection"], "--calibrate", teachers["detection"], "--out", tmp_path / "other") == 2
     assert "has held out no label" in capsys.readouterr().err
+
+
+def test_weights_say_which_classes_their_labels_annotate(folder, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(folder / "root", root)
+    about = read_json(root / "dataset.json")
+    about["kinds"]["boxes"] = {"annotated_classes": ["Pedestrian", "Animal", "Car"]}
+    write_json(root / "dataset.json", about)
+    config = load_config(
+        write_config(tmp_path / "s.yaml", root),
+        ["tasks.detection.head={reads: [neck.8, neck.16], width: 32, layers: 1}"],
+        OPTIONS,
+    )
+    setup = train.prepare(config)
+    known = setup.tasks["detection"].label_statistics["annotated"]
+    assert train.describe_model(setup)["fitted"]["detection"]["annotated"] == known == ["Pedestrian"]
 
 
 def test_a_task_alone_has_the_labels_that_it_has_among_others(folder):
