@@ -472,6 +472,18 @@ class Trained(Source):
     def check_frames(self, frames: Iterable[Frame], data: Data) -> None:
         """A network is given the pictures themselves."""
 
+    def find_view_conflict(self, frames: Iterable[Frame], data: Data) -> str | None:
+        """How the pictures of these frames differ in their field of view from those it was trained on, see
+        find_view_conflict. Weights files of before do not say of which size these were, unless it is the input's."""
+        size = self.header.get("picture_size")
+        if size is None and self.header["model"].get("input_size") is None:
+            size = self.size
+        cameras = [
+            {view: np.array(matrix) for view, matrix in views.items()}
+            for views in self.header.get("cameras", {}).values()
+        ]
+        return find_view_conflict(cameras, None if size is None else tuple(size), frames, data)
+
 
 @dataclass(kw_only=True)
 class Predicted(Source):
@@ -494,18 +506,30 @@ class Predicted(Source):
     def check_frames(self, frames: Iterable[Frame], data: Data) -> None:
         """Files of a dataset with another field of view have the same names, and would be scored and drawn without a
         word."""
-        geometry = Geometry.identity(self.size, data.size)
-        for root, view in dict.fromkeys((frame.root, frame.view) for frame in frames):
-            if view not in self.cameras or view not in data.roots[root].cameras:
-                continue
-            expected, found = geometry.map_camera(self.cameras[view]), data.roots[root].cameras[view]
-            if np.abs(expected - found).max() > SAME_PIXEL:
-                (focal, middle), (own, its) = ((matrix[0, 0], matrix[0, 2]) for matrix in (expected, found))
-                raise ValueError(
-                    f"{self.folder} was predicted on pictures of another field of view than those in {root}: its focal "
-                    f"length is {focal:.1f} pixels, here {own:.1f}, and its centre {middle:.1f}, here {its:.1f}; name "
-                    "its own dataset with --data, or predict this one"
-                )
+        if conflict := find_view_conflict([self.cameras], self.size, frames, data):
+            raise ValueError(
+                f"{self.folder} was predicted on {conflict}; name its own dataset with --data, or predict this one"
+            )
+
+
+def find_view_conflict(
+    cameras: Sequence[Mapping[str, np.ndarray]], size: tuple[int, int] | None, frames: Iterable[Frame], data: Data
+) -> str | None:
+    """How the pictures of these frames differ in their field of view from those of (width, height) `size` that one of
+    the `cameras`, pinhole matrices by view, has taken; None if they do not, as far as that is known."""
+    for root, view in dict.fromkeys((frame.root, frame.view) for frame in frames):
+        known = [each[view] for each in cameras if view in each]
+        if not known or size is None or view not in data.roots[root].cameras:
+            continue
+        geometry, found = Geometry.identity(size, data.size), data.roots[root].cameras[view]
+        expected = [geometry.map_camera(matrix) for matrix in known]
+        if all(np.abs(matrix - found).max() > SAME_PIXEL for matrix in expected):
+            (focal, middle), (own, its) = ((matrix[0, 0], matrix[0, 2]) for matrix in (expected[0], found))
+            return (
+                f"pictures of another field of view than those in {root}: its focal length is {focal:.1f} pixels, here "
+                f"{own:.1f}, and its centre {middle:.1f}, here {its:.1f}"
+            )
+    return None
 
 
 def load_trained_data(trained: Source, roots: list[str] | None = None) -> Data:
@@ -643,7 +667,7 @@ def find_teacher_files(
         for name, task in tasks.items():
             if task.soft_kind not in kinds:
                 continue
-            if conflict := task.find_soft_conflict(kinds, size):
+            if conflict := task.find_soft_conflict(kinds, size) or task.find_teacher_conflict(source.tasks[name]):
                 raise ValueError(f"data.pseudo.roots: {root}: {name}: {conflict}")
             there = index_labels([frame.under(source.folder) for frame in frames], task.soft_kind, views)
             digest.update(f"{name} {' '.join(sorted(map(str, there)))}".encode())

@@ -140,9 +140,10 @@ class Speaker:
 
     @torch.no_grad()
     def predict(
-        self, image: UInt8[Tensor, "B 3 H W"], sizes: Sequence[tuple[int, int]]
+        self, image: UInt8[Tensor, "B 3 H W"], sizes: Sequence[tuple[int, int]], pictures: Sequence[str]
     ) -> list[dict[str, Callable[[], bytes]]]:
-        """For each picture kind -> a function that makes the content of the file; sizes: those of the pictures."""
+        """For each picture kind -> a function that makes the content of the file; sizes, pictures: of the pictures
+        their sizes, and what they are called."""
         image = image.to(self.device, non_blocking=True)
         with self.autocast():
             outputs = self.trained.net(image, dict.fromkeys(self.tasks))
@@ -287,7 +288,9 @@ def predict_pictures(
                 report.failed.append((left[index].name, reason))
                 tqdm.write(f"predict: {reason}", file=sys.stderr)
             if batch["indices"]:
-                for index, files in zip(batch["indices"], speaker.predict(batch["image"], batch["sizes"]), strict=True):
+                names = [left[index].name for index in batch["indices"]]
+                found = speaker.predict(batch["image"], batch["sizes"], names)
+                for index, files in zip(batch["indices"], found, strict=True):
                     writer.write(left[index], files)
             report.done += len(batch["indices"])
             bar.set_postfix(failed=len(report.failed), refresh=False)
@@ -316,7 +319,8 @@ def predict_video(speaker: Speaker, video: Picture, arguments: argparse.Namespac
             if left:
                 images = torch.stack([resize(image, speaker.trained.size) for _, image in left])
                 sizes = [(image.shape[1], image.shape[0]) for _, image in left]
-                for (picture, _), files in zip(left, speaker.predict(images, sizes), strict=True):
+                names = [picture.name for picture, _ in left]
+                for (picture, _), files in zip(left, speaker.predict(images, sizes, names), strict=True):
                     writer.write(picture, files)
             report.done += len(left)
             report.skipped += len(done)

@@ -58,7 +58,7 @@ if __name__ == "__main__":
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,6 +67,7 @@ from typing import Any
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from a2d2.dataset import DatasetError, FrameDataset
@@ -100,8 +101,11 @@ class Teachers(Speaker):
         return [kind for task in self.tasks.values() for kind in task.describe_soft_files(self.size)]
 
     @torch.no_grad()
-    def ask(self, image: UInt8[Tensor, "B 3 H W"], size: tuple[int, int]) -> dict[str, SoftTarget]:
-        """Of each task what its teachers say about a batch, for pictures of (width, height) `size`."""
+    def ask(
+        self, image: UInt8[Tensor, "B 3 H W"], size: tuple[int, int], pictures: Sequence[str]
+    ) -> dict[str, SoftTarget]:
+        """Of each task what its teachers say about a batch, for pictures of (width, height) `size`; `pictures`: what
+        they are called. ValueError for a teacher that does not answer in finite numbers."""
         image = image.to(self.device, non_blocking=True)
         outputs: dict[str, list[TeacherOutput]] = {name: [] for name in self.tasks}
         speakers: dict[str, list[Task]] = {name: [] for name in self.tasks}
@@ -110,6 +114,11 @@ class Teachers(Speaker):
                 own = [name for name in self.tasks if name in teacher.tasks]
                 for mirrored in (False, True):
                     found = teacher.net(image.flip(3) if mirrored else image, dict.fromkeys(own))
+                    if (row := find_not_finite([found[name] for name in own])) is not None:
+                        raise ValueError(
+                            f"{teacher.name} does not answer in finite numbers about {pictures[row]}: its weights are "
+                            "damaged, its training has failed, or --precision bf16 is too coarse for it; leave it out"
+                        )
                     for name in own:
                         output = teacher.tasks[name].convert_output(found[name], self.tasks[name])
                         outputs[name].append((output, mirrored))
@@ -120,12 +129,13 @@ class Teachers(Speaker):
         }
 
     def predict(
-        self, image: UInt8[Tensor, "B 3 H W"], sizes: Sequence[tuple[int, int]]
+        self, image: UInt8[Tensor, "B 3 H W"], sizes: Sequence[tuple[int, int]], pictures: Sequence[str]
     ) -> list[dict[str, Callable[[], bytes]]]:
-        """For each picture kind -> a function that makes the content of the file; sizes: those of the pictures."""
+        """For each picture kind -> a function that makes the content of the file; sizes, pictures: of the pictures
+        their sizes, and what they are called."""
         files: list[dict[str, Callable[[], bytes]]] = [{} for _ in sizes]
         for size in dict.fromkeys(sizes):
-            said = self.ask(image, size)
+            said = self.ask(image, size, pictures)
             for name, task in self.tasks.items():
                 own = copy_to_cpu(said[name])
                 for row, its in enumerate(sizes):
@@ -133,6 +143,13 @@ class Teachers(Speaker):
                         contents = task.encode_soft(own, row, size, self.calibration.get(name))
                         files[row] |= {kind: partial(bytes, content) for kind, content in contents.items()}
         return files
+
+
+def find_not_finite(outputs: Sequence[Any]) -> int | None:
+    """The first row of a batch of outputs with a number in it that is not finite; None if there is none."""
+    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    finite = torch.stack([leaf.isfinite().flatten(1).all(dim=1) for leaf in leaves]).all(dim=0).tolist()
+    return None if all(finite) else finite.index(False)
 
 
 def gather_teachers(
@@ -147,18 +164,29 @@ def gather_teachers(
                 f"{teachers[0].name} sees pictures of {teachers[0].size}, {teacher.name} of {teacher.size}: label with "
                 "each alone, into folders of their own"
             )
+    by_digest: dict[str | None, Trained] = {}
+    for path, teacher in zip(paths, teachers, strict=True):
+        if (same := by_digest.setdefault(teacher.digest, teacher)) is not teacher:
+            raise WrongUseError(f"{path} has the same weights as {same.path}, which would count twice: leave one out")
+    there = list(dict.fromkeys(name for teacher in teachers for name in teacher.tasks))
+    if missing := [name for name in names or () if name not in there]:
+        raise WrongUseError(f"--tasks {missing[0]}: no teacher has it; they have {', '.join(there)}")
     tasks: dict[str, Task] = {}
     for teacher in teachers:
         for name, task in teacher.tasks.items():
+            if names is not None and name not in names:
+                continue
             first = tasks.setdefault(name, task)
-            if first.describe_agreement(teacher.size) != task.describe_agreement(teacher.size):
-                raise WrongUseError(f"{teacher.name}: its {name} has other classes or strides than that before it")
-    if missing := [name for name in names or () if name not in tasks]:
-        raise WrongUseError(f"--tasks {missing[0]}: no teacher has it; they have {', '.join(tasks)}")
+            ours, its = first.describe_agreement(teacher.size), task.describe_agreement(teacher.size)
+            if differing := [key for key in ours if ours[key] != its.get(key)]:
+                raise WrongUseError(
+                    f"{teacher.name}: its {name} cannot be averaged with that of the teacher before it: "
+                    f"{differing[0]} is {its.get(differing[0])}, and was {ours[differing[0]]}; label with each alone, "
+                    "into folders of their own"
+                )
     chosen = {
         name: task.join_teachers([teacher.tasks[name] for teacher in teachers if name in teacher.tasks])
         for name, task in tasks.items()
-        if names is None or name in names
     }
     used = [teacher for teacher in teachers if chosen.keys() & teacher.tasks.keys()]
     return Teachers(trained=used[0], tasks=chosen, device=device, autocast=autocast, confidence=True, teachers=used)
@@ -193,12 +221,32 @@ def choose_frames(teachers: Teachers, data: Data, unrecorded: bool) -> list[Fram
     return sorted(frames)
 
 
-def calibrate(teachers: Teachers, paths: Sequence[Path], data: Data, workers: int) -> None:
-    """Fit the confidence of the teachers to frequencies, with networks that were trained like them but for the labels
-    that they have held out.
+def check_views(teachers: Teachers, frames: Sequence[Frame], data: Data) -> None:
+    """ValueError for pictures of another field of view than a teacher was trained on: depth, size and angle would be
+    wrong without a word."""
+    for teacher in teachers.teachers:
+        if conflict := teacher.find_view_conflict(frames, data):
+            raise ValueError(
+                f"{teacher.name} was trained on {conflict}; name a dataset of the same cameras with --data, or train a "
+                "teacher on this one"
+            )
 
-    WrongUseError for a run that has held out nothing.
+
+def calibrate(teachers: Teachers, paths: Sequence[Path], data: Data, workers: int) -> set[str]:
+    """Fit the confidence of the teachers to frequencies, with networks that were trained like them but for the labels
+    that they have held out. Returns the names of the frames whose labels were used.
+
+    WrongUseError for a run that has held out nothing, or nothing of use. ValueError for held-out labels of frames that
+    a teacher is validated or tested on, or that the run, by what it started from, may have learned from.
     """
+    scored = {
+        frame: (subset, teacher.name)
+        for teacher in teachers.teachers
+        if teacher.record is not None
+        for subset in ("val", "test")
+        for frame in teacher.record.subsets.get(subset, ())
+    }
+    used: set[str] = set()
     for path in paths:
         try:
             held_out = parse_assignment((path / "assignment.json").read_text(encoding="utf-8"), "held_out")
@@ -206,8 +254,31 @@ def calibrate(teachers: Teachers, paths: Sequence[Path], data: Data, workers: in
             raise WrongUseError(f"--calibrate {path}: it must be a run folder ({error})") from error
         if not any(held_out.values()):
             raise WrongUseError(f"--calibrate {path}: it has held out no label; train it with data.hold_out")
+        shared = [name for name in teachers.tasks if held_out.get(name)]
         own = gather_teachers([path], None, teachers.device, teachers.autocast)
-        for name in held_out.keys() & own.tasks.keys() & teachers.tasks.keys():
+        shared = [name for name in shared if name in own.tasks]
+        record = own.teachers[0].record
+        if shared and (record is None or record.inherited is None):
+            raise ValueError(f"--calibrate {path}: it does not say which frames the weights it began with have seen")
+        begun: set[str] = set() if record is None else set(record.inherited or ())
+        calibrated = []
+        for name in shared:
+            if name in teachers.calibration:
+                raise WrongUseError(
+                    f"--calibrate {path}: {name} is calibrated by {teachers.calibration[name]['run']} already; give "
+                    "one run for each task"
+                )
+            if seen := [frame for frame in held_out[name] if frame in scored]:
+                subset, teacher = scored[seen[0]]
+                raise ValueError(
+                    f"--calibrate {path}: {len(seen)} of its held-out labels of {name} are of frames that {teacher} is "
+                    f"scored on, such as {seen[0]} ({subset}): train it with the data.split of the teachers"
+                )
+            if seen := [frame for frame in held_out[name] if frame in begun]:
+                raise ValueError(
+                    f"--calibrate {path}: {len(seen)} of its held-out labels of {name}, such as that of {seen[0]}, are "
+                    "of frames that the weights it began with, or its teachers, were trained on: train it from scratch"
+                )
             by_name = {str(frame): frame for frame in data.others}
             frames = [by_name[frame] for frame in held_out[name] if frame in by_name]
             if not frames:
@@ -216,9 +287,18 @@ def calibrate(teachers: Teachers, paths: Sequence[Path], data: Data, workers: in
                 )
             if own.tasks[name].describe_agreement(own.size) != teachers.tasks[name].describe_agreement(teachers.size):
                 raise WrongUseError(f"--calibrate {path}: its {name} has other classes or strides than the teachers'")
+            check_views(own, frames, data)
             found = own.tasks[name].calibrate(say_about(own, name, frames, data, workers))
             if found:
                 teachers.calibration[name] = found | {"run": own.teachers[0].name, "labels": len(frames)}
+                used |= set(map(str, frames))
+                calibrated.append(name)
+        if not calibrated:
+            raise WrongUseError(
+                f"--calibrate {path}: it has held out labels of {', '.join(held_out)}, and no confidence of the "
+                f"teachers' {', '.join(teachers.tasks)} can be calibrated with them"
+            )
+    return used
 
 
 def say_about(
@@ -230,12 +310,15 @@ def say_about(
     with closing(load_batches(dataset, workers, teachers.device, batch_size=4)) as batches:
         for batch in tqdm(batches, f"calibrate {name}", -(-len(frames) // 4), leave=False, unit="batch"):
             if name in batch["rows"]:
-                said = teachers.ask(batch["image"][batch["rows"][name]], teachers.size)[name]
+                rows = batch["rows"][name]
+                pictures = [batch["frame"][row] for row in rows.tolist()]
+                said = teachers.ask(batch["image"][rows], teachers.size, pictures)[name]
                 yield said, batch["targets"][name]
 
 
-def describe(teachers: Teachers, arguments: argparse.Namespace, source: str) -> dict[str, Any]:
-    """The section "predictions" of dataset.json: the teachers, what they were trained on, and the calibration."""
+def describe(teachers: Teachers, arguments: argparse.Namespace, source: str, used: Collection[str]) -> dict[str, Any]:
+    """The section "predictions" of dataset.json: the teachers, what they were trained on, and the calibration; `used`:
+    the frames on whose labels they were calibrated."""
     first = teachers.trained
     manifest = [
         {
@@ -261,7 +344,7 @@ def describe(teachers: Teachers, arguments: argparse.Namespace, source: str) -> 
         "label_statistics": {name: task.label_statistics for name, task in teachers.tasks.items()},
         "protocol": first.header.get("protocol", {}),
         "split": first.header["split"],
-        "record": merge_records(teachers.teachers).to_dict(with_labels=False),
+        "record": merge_records(teachers.teachers, used).to_dict(with_labels=False),
         "teachers": manifest,
         "calibration": teachers.calibration,
     }
@@ -274,13 +357,15 @@ def _describe_annotated(teacher: Trained) -> dict[str, Any]:
     return {"annotated": known} if known else {}
 
 
-def merge_records(teachers: Sequence[Trained]) -> Record:
-    """The record of the first teacher, which has inherited what the others were trained on."""
+def merge_records(teachers: Sequence[Trained], used: Collection[str] = ()) -> Record:
+    """The record of the first teacher, which has inherited what the others were trained on, and the frames `used` to
+    calibrate them."""
     first, *others = (teacher.record for teacher in teachers)
     assert first is not None
     inherited = None if any(each is None or each.inherited is None for each in [first, *others]) else set()
     if inherited is not None:
-        inherited = set(first.inherited or ()).union(*(each.trained for each in others)) - set(first.subsets["train"])
+        inherited = set(first.inherited or ()).union(used, *(each.trained for each in others))
+        inherited -= set(first.subsets["train"])
     return replace(first, inherited=None if inherited is None else tuple(sorted(inherited)))
 
 
@@ -294,7 +379,8 @@ def run(arguments: argparse.Namespace) -> int:
     except DatasetError as error:
         raise ValueError(str(error).replace("data.roots", "--data")) from error
     frames = choose_frames(teachers, data, arguments.unrecorded)
-    calibrate(teachers, arguments.calibrate, data, arguments.workers)
+    check_views(teachers, frames, data)
+    used = calibrate(teachers, arguments.calibrate, data, arguments.workers)
     source = ", ".join(os.path.abspath(root) for root in data.roots)
     kinds = {
         kind: about
@@ -303,7 +389,12 @@ def run(arguments: argparse.Namespace) -> int:
     }
     out = arguments.out
     open_folder(
-        out, data.size, find_common_cameras(data), kinds, describe(teachers, arguments, source), arguments.overwrite
+        out,
+        data.size,
+        find_common_cameras(data),
+        kinds,
+        describe(teachers, arguments, source, used),
+        arguments.overwrite,
     )
     sweep_temporary(out)
     image_kinds = {path: root.image_kind for path, root in data.roots.items()}

@@ -651,6 +651,7 @@ def describe_model(setup: Setup) -> dict[str, Any]:
         "tasks": {name: task.options.model_dump(mode="json") for name, task in setup.tasks.items()},
         "fitted": {name: task.label_statistics for name, task in setup.tasks.items()},
         "input_size": list(setup.size),
+        "picture_size": list(setup.data.size),
         "cameras": {
             str(path): {view: matrix.tolist() for view, matrix in root.cameras.items()}
             for path, root in setup.data.roots.items()

@@ -859,6 +859,13 @@ class Detection(Task):
                 f"their teacher has {name} {given.get(name)}, this network {own[name]}: take the same network, or "
                 "tasks.detection.pseudo.targets=boxes"
             )
+        groups, their = self.describe_files()["classes"], about.get(self.kind, {}).get("classes")
+        if differing := [name for name in groups if their is not None and groups[name] != their.get(name)]:
+            name = differing[0]
+            return (
+                f"their teacher's {name} is {', '.join(their.get(name, ()))}, that of this network "
+                f"{', '.join(groups[name])}: give both the same tasks.detection.classes"
+            )
         return None
 
     def encode_soft(

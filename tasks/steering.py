@@ -224,6 +224,18 @@ class Steering(Task):
         each = torch.stack([self.predict(output, size) * (-1.0 if mirrored else 1.0) for output, mirrored in outputs])
         return {"angles": each.mean(dim=0), "spread": each[..., 0].amax(dim=0) - each[..., 0].amin(dim=0)}
 
+    def describe_agreement(self, size: tuple[int, int]) -> dict[str, Any]:
+        return self.describe_soft_files(size) | {"horizon": self.options.horizon}
+
+    def find_teacher_conflict(self, teacher: "Steering") -> str | None:
+        own, given = self.options.horizon, teacher.options.horizon
+        if given < own:
+            return (
+                f"their teacher predicts {given} samples of the angle, this network {own}: set tasks.steering.horizon "
+                f"to {given} or less, or take a teacher with {own} or more"
+            )
+        return None
+
     def encode_soft(
         self, said: SoftTarget, row: int, size: tuple[int, int], calibration: Mapping[str, Any] | None = None
     ) -> dict[str, bytes]:

@@ -381,6 +381,11 @@ class Task(ABC):
         options and an input of (width, height) `size`; None if it can."""
         return self.find_file_conflict(about[self.kind])
 
+    def find_teacher_conflict(self, teacher: Any) -> str | None:
+        """Why this task cannot learn from a teacher's task of this kind, for a reason that is not in its files; None if
+        it can."""
+        return None
+
     @abstractmethod
     def encode_soft(
         self, said: SoftTarget, row: int, size: tuple[int, int], calibration: Mapping[str, Any] | None = None

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tasks import TASKS
 from tasks.box_matching import match_locations, measure_centreness
 from tasks.options import OPTIONS, DetectionOptions
 from tasks.soft_boxes import LogitCounts, blend_outputs, calibrate_probabilities, find_mirror_order, place_locations
-from training.checkpoint import load_weights
+from training.checkpoint import load_weights, save_weights
 from training.config import ConfigError, load_config
 
 HEAD = {"reads": ("neck.8", "neck.16", "neck.32"), "width": 32, "layers": 1}
@@ -448,6 +449,66 @@ def test_pseudo_labels_that_changed_or_do_not_fit_are_refused(folder, labels, te
         assert "make them with pseudo_label.py" in capsys.readouterr().err
 
 
+def test_teachers_that_cannot_teach_together_or_here_are_refused(folder, teachers, tmp_path, capsys):
+    def refuse(code, text, *arguments):
+        assert call(*arguments, "--out", tmp_path / "out") == code
+        assert text in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+    steering = teachers["steering"]
+    refuse(2, "would count twice", steering, steering / "best.safetensors")
+    tensors, header = load_weights(steering / "best.safetensors")
+    header.pop("format")
+    more = header | {"tasks": {"steering": header["tasks"]["steering"] | {"horizon": 2}}}
+    last = [name for name, value in tensors.items() if value.shape[0] == 1 and name.startswith("heads.")]
+    save_weights(tmp_path / "two.safetensors", tensors | {name: tensors[name].repeat(2, *[1] * (tensors[name].ndim - 1))
+                                                          for name in last}, more)  # fmt: skip
+    refuse(2, "horizon is 2, and was 1", steering, tmp_path / "two.safetensors")
+    broken = {name: value * float("nan") if name in last else value for name, value in tensors.items()}
+    save_weights(tmp_path / "nan.safetensors", broken, header)
+    assert call(tmp_path / "nan.safetensors", "--out", tmp_path / "nan") == 1
+    error = capsys.readouterr().err
+    assert "nan does not answer in finite numbers about 20" in error and not list_frames(tmp_path / "nan", "steering")
+    root = tmp_path / "root"
+    shutil.copytree(folder / "root", root)
+    about = read_json(root / "dataset.json")
+    for camera in about["cameras"].values():
+        camera["matrix"][0][0] *= 2
+    write_json(root / "dataset.json", about)
+    refuse(1, "pictures of another field of view", teachers["depth"], "--data", root)
+
+
+def test_classes_and_horizon_of_a_teacher_must_fit():
+    """Groups of one name with other members are other classes; a shorter horizon has nothing to say of later angles."""
+    few, more = (make_task("detection", classes={"Vehicle": each}) for each in (["Car"], ["Car", "Bus"]))
+    assert "Vehicle is Car, that of this network Car, Bus" in more.find_soft_conflict(
+        few.describe_soft_files(SIZE), SIZE
+    )
+    assert few.find_soft_conflict(few.describe_soft_files(SIZE), SIZE) is None
+    one, three = (make_task("steering", horizon=each) for each in (1, 3))
+    assert "predicts 1 samples of the angle, this network 3" in three.find_teacher_conflict(one)
+    assert one.find_teacher_conflict(three) is None
+
+
+def test_a_teacher_of_tasks_that_are_not_wanted_is_not_asked_about_them():
+    """Though its detection could not be averaged with that of the other."""
+    grid, dense = TASKS["detection"](DetectionOptions(box_coder="grid")), make_task("detection")
+    with pytest.MonkeyPatch.context() as patch:
+        made = {"grid": {"detection": grid, "steering": make_task("steering")}, "dense": {"detection": dense}}
+        patch.setattr(pseudo_label, "load_trained", lambda path, device: StandIn(str(path), made[str(path)]))
+        found = pseudo_label.gather_teachers([Path("grid")], ["steering"], torch.device("cpu"), None)
+        assert list(found.tasks) == ["steering"]
+        with pytest.raises(ValueError, match="box grid cannot teach"):
+            pseudo_label.gather_teachers([Path("dense"), Path("grid")], None, torch.device("cpu"), None)
+
+
+class StandIn:
+    """As much of a Trained as gathering teachers needs."""
+
+    def __init__(self, name, tasks):
+        self.name = self.path = self.digest = name
+        self.tasks, self.size, self.net = tasks, SIZE, torch.nn.Identity()
+
+
 def test_frames_that_a_teacher_was_trained_on_are_never_scored(folder, labels, tmp_path, capsys):
     """A student with another split would else be validated on what its teachers have seen."""
     config = write_config(folder / "s.yaml", folder / "root")
@@ -459,7 +520,7 @@ def test_frames_that_a_teacher_was_trained_on_are_never_scored(folder, labels, t
 
 
 def test_held_out_labels_calibrate_and_are_never_trained_on(folder, teachers, tmp_path, capsys):
-    options = ["data.labels=as_is", "data.hold_out={detection: 0.5}", "train.steps=2", "data.split=all",
+    options = ["data.labels=as_is", "data.hold_out={detection: 0.5}", "train.steps=2",
                "tasks.detection.head={reads: [neck.8, neck.16], width: 32, layers: 1}"]  # fmt: skip
     run = make_run(folder, *options, name="held")
     content = json.loads((run / "assignment.json").read_text())
@@ -480,6 +541,25 @@ def test_held_out_labels_calibrate_and_are_never_trained_on(folder, teachers, tm
     assert line["labels"] == len(held) and len(line["dense"]) == len(line["boxes"]) == 2
     assert call(teachers["detection"], "--calibrate", teachers["detection"], "--out", tmp_path / "other") == 2
     assert "has held out no label" in capsys.readouterr().err
+
+    def refuse(code, text, *calibrating):
+        assert call(teachers["detection"], "--calibrate", *calibrating, "--out", tmp_path / "other") == code
+        assert text in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+    refuse(2, "is calibrated by held already", run, run)
+    own, copy = json.loads((run / "assignment.json").read_text()), tmp_path / "copy"
+    shutil.copytree(run, copy)
+    write_json(copy / "assignment.json", own | {"held_out": {"depth": own["held_out"]["detection"]}})
+    refuse(2, "no confidence of the teachers' detection can be calibrated", copy)
+    record = json.loads((teachers["detection"] / "record.json").read_text())
+    write_json(copy / "assignment.json", own | {"held_out": {"detection": record["subsets"]["val"]}})
+    refuse(1, "is scored on", copy)
+    write_json(copy / "assignment.json", own)
+    tensors, header = load_weights(run / "best.safetensors")
+    header.pop("format")
+    header["record"]["inherited"] = own["held_out"]["detection"]
+    save_weights(copy / "best.safetensors", tensors, header)
+    refuse(1, "of frames that the weights it began with", copy)
 
 
 def test_weights_say_which_classes_their_labels_annotate(folder, tmp_path):
