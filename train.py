@@ -229,6 +229,8 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
         )
     size = config.model.input_size or data.size
     teachers = None
+    if fresh:
+        check_learning(config, tasks, frames, labels, assignment)
     if config.data.pseudo is not None:
         teachers, pseudo = find_teacher_files(config.data.pseudo.roots, tasks, data, assignment, size)
         if fresh:
@@ -369,6 +371,33 @@ def check_labels(
         raise ValueError(
             f"data.labels={config.data.labels} leaves no training frame for {', '.join(starved)}, of {len(frames)} "
             f"frames with these labels: {listed}. Take another regime, or leave a task out"
+        )
+
+
+def check_learning(
+    config: Config,
+    tasks: dict[str, Task],
+    frames: list[Frame],
+    labels: dict[str, frozenset[Frame]],
+    assignment: dict[str, list[int]],
+) -> None:
+    """WrongUseError if a task cannot learn from teachers as the config asks for, if an online teacher would be asked
+    about nothing, or if nothing is held out of labels that are to be."""
+    online = config.train.mean_teacher is not None
+    if online or config.data.pseudo is not None:
+        for task in tasks.values():
+            if conflict := task.find_pseudo_conflict(online):
+                raise WrongUseError(conflict)
+    if online and all(len(indices) == len(frames) for indices in assignment.values()):
+        raise WrongUseError(
+            "train.mean_teacher has nothing to say: the true label of every task is used on every training frame; "
+            "leave it out, or give fewer labels (data.labels)"
+        )
+    held_out = assign_training_labels(config, frames, labels)[1] if config.data.hold_out else {}
+    if empty := [name for name, indices in held_out.items() if not indices]:
+        raise WrongUseError(
+            f"data.hold_out={config.data.hold_out} holds out no label of {empty[0]}: whole scenes are held out, and "
+            f"its {len(assignment[empty[0]])} labels are of one scene; leave it out, or train on more scenes"
         )
 
 
@@ -609,10 +638,10 @@ def take_cycle(
     try:
         stop.check()
         cycle = next(cycles)
+        if ask_teacher is not None:
+            cycle = ask_teacher(cycle)
     except (StoppedError, OSError, ValueError, WorkerError) as error:
         problem = error
-    if ask_teacher is not None:
-        cycle = ask_teacher(cycle)
     names = list(setup.tasks)
     found = [count_labels(names, cycle)] + ([count_labels(names, cycle, "soft_counts")] if setup.ramp else [])
     totals = iter(setup.ranks.agree([number for pair in found for part in pair for number in part], problem))

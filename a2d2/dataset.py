@@ -33,6 +33,10 @@ class DatasetError(ValueError):
     """A preprocessed dataset cannot be used; the message gives the reason and what to do."""
 
 
+Holes = tuple[tuple[float, float, float, float], ...]
+"""Hidden rectangles of a picture: [left, top, right, bottom] in shares of width and height."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """A geometric transform: a crop [left, top, width, height] of the source, resized to `size`, then flipped
@@ -46,7 +50,7 @@ class Geometry:
     crop: tuple[int, int, int, int]
     size: tuple[int, int]
     flip: bool = False
-    holes: tuple[tuple[float, float, float, float], ...] = ()
+    holes: Holes = ()
 
     @classmethod
     def identity(cls, source: tuple[int, int], size: tuple[int, int] | None = None) -> "Geometry":
@@ -338,6 +342,7 @@ class FrameDataset(Dataset):
         soft      {task: soft target}, what the files of teachers say; only with `teachers`
         clean     `image` without changes of colour, blur and holes, for an online teacher; only with `taught`
         taught    the tasks that are to learn from it; only with `taught`
+        holes     those of the geometry of `image`, see Geometry; only with `taught`
 
     A batch of B samples, as `collate` makes it, is the same with a first dimension, but of each task it holds only the
     n rows that have a label, and nothing of a task without any:
@@ -345,7 +350,8 @@ class FrameDataset(Dataset):
         rows      {task: int64 (n,)}, which samples of the batch these are
         counts    {task: int64 (n,)}, `task.count` of these rows; only with `for_training`
         frame     list of B names
-    and in the same way soft_targets, soft_rows and soft_counts; `taught` is {task: int64 (n,)} then, the rows.
+    and in the same way soft_targets, soft_rows and soft_counts; `taught` is {task: int64 (n,)} then, the rows, and
+    `holes` a list of B.
     """
 
     def __init__(
@@ -454,16 +460,18 @@ class FrameDataset(Dataset):
             )
         if self.taught is not None:
             sample["clean"] = replace(geometry, holes=()).transform_image(clean).contiguous()
+            sample["holes"] = geometry.holes
             sample["taught"] = tuple(name for name in wanted if frame in self.taught[name] and name not in targets)
         return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of samples, for a DataLoader: each task makes the batch of its targets."""
-        own = ("targets", "soft", "taught")
+        own = ("targets", "soft", "taught", "holes")
         batch = default_collate([{key: sample[key] for key in sample if key not in own} for sample in samples])
         if self.taught is not None:
             asked = {name: [row for row, each in enumerate(samples) if name in each["taught"]] for name in self.tasks}
             batch["taught"] = {name: torch.tensor(found) for name, found in asked.items() if found}
+            batch["holes"] = [sample["holes"] for sample in samples]
         if self.teachers is not None:
             batch |= {"soft_targets": {}, "soft_rows": {}, "soft_counts": {}}
             for name, task in self.tasks.items():

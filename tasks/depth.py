@@ -14,14 +14,14 @@ from matplotlib.colors import LogNorm, Normalize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2d2.dataset import Geometry
+from a2d2.dataset import Geometry, Holes
 from a2d2.frames import Frame
 from a2d2.images import encode_png, read_depth_png
 from a2d2.lidar import DEPTH_SCALE
 from models.heads import DepthHead
 from tasks.drawing import View, show_image, show_map, write_note
 from tasks.options import DepthOptions, DepthProtocol
-from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, average_rows, load_file, load_gray, widen
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, average_rows, hide_rows, load_file, load_gray, widen
 
 RANGES = ((0, 20), (20, 40), (40, 80))  # metres, for scores by distance
 COLORS = "viridis_r"  # near is bright
@@ -282,6 +282,9 @@ class Depth(Task):
         metres = geometry.hide(geometry.sample_nearest(said["metres"]), 0)
         spread = geometry.sample_nearest(said["spread"])
         return {"metres": torch.from_numpy(metres / geometry.zoom), "spread": torch.from_numpy(spread / geometry.zoom)}
+
+    def prepare_soft(self, said: SoftTarget, holes: Sequence[Holes] = ()) -> SoftTarget:
+        return said | {"metres": hide_rows(said["metres"], holes, 0)}
 
     def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
         """Images."""

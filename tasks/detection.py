@@ -29,7 +29,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import batched_nms, box_iou, sigmoid_focal_loss
 
 from a2d2.classes import OBJECT_CLASSES, OBJECT_GROUPINGS, find_object_class
-from a2d2.dataset import Geometry
+from a2d2.dataset import Geometry, Holes
 from a2d2.frames import Frame
 from a2d2.images import encode_json
 from models.heads import DenseDetectionHead, DetectionOutput, count_cells, locate_cells
@@ -65,6 +65,7 @@ from tasks.soft_boxes import (
     blend_outputs,
     calibrate_probabilities,
     encode_locations,
+    find_covered,
     find_learned,
     measure_focal,
     place_locations,
@@ -846,6 +847,16 @@ class Detection(Task):
             limits["annotated_classes"] = [member for name in names for member in groups[name]]
         return {kind: about | limits for kind, about in self.describe_agreement(size).items()}
 
+    def find_pseudo_conflict(self, online: bool) -> str | None:
+        if self.options.pseudo.weighting != "equal":
+            return (
+                f"tasks.detection.pseudo.weighting={self.options.pseudo.weighting} has no effect: dense targets count "
+                "by their probabilities anyway, and boxes alike; leave it at equal"
+            )
+        if online and not isinstance(self.box_coder, DenseBoxCoder):
+            return "tasks.detection.box_coder=grid cannot teach, so it cannot go with train.mean_teacher; take dense"
+        return None
+
     def find_soft_conflict(self, about: Mapping[str, Mapping[str, Any]], size: tuple[int, int]) -> str | None:
         if self.options.pseudo.targets == "boxes":
             return super().find_soft_conflict(about, size)
@@ -915,24 +926,31 @@ class Detection(Task):
     def collate_soft(self, targets: list[SoftTarget]) -> SoftTarget:
         return default_collate(targets) if self.options.pseudo.targets == "dense" else self.collate(targets)
 
-    def prepare_soft(self, said: SoftTarget) -> SoftTarget:
+    def prepare_soft(self, said: SoftTarget, holes: Sequence[Holes] = ()) -> SoftTarget:
         device = said["scores"].device
+        holes = holes or [()] * len(said["scores"])
         if self.options.pseudo.targets == "dense":
             hidden = torch.zeros(said["scores"].shape[:2], dtype=torch.bool, device=device)
+            if any(holes):
+                size = tuple(said["size"][0].tolist())
+                covered = np.stack([find_covered(size, self._strides, own) for own in holes])
+                hidden = torch.from_numpy(covered).to(device)
             annotated = self.annotated.to(device).expand(len(hidden), -1)
             limits = {"hidden": hidden, "annotated": annotated}
             return {name: said[name] for name in ("scores", "boxes", "centreness")} | limits
         targets = []
-        for row, size in enumerate(map(tuple, said["size"].tolist())):
+        sizes = map(tuple, said["size"].tolist())
+        for row, (size, own) in enumerate(zip(sizes, holes, strict=True)):
             found = self._find_boxes(said, row, None, size)
             label = self._choose_boxes({name: value.cpu() for name, value in found.items()})
-            target = self.transform(label, Geometry.identity(size)) | {"annotated": self.annotated}
+            geometry = replace(Geometry.identity(size), holes=own)
+            target = self.transform(label, geometry) | {"annotated": self.annotated}
             targets.append(self.prepare_loss(target))
         return {name: value.to(device) for name, value in self.collate(targets).items()}
 
     def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
         """Dense: the probabilities of the learned locations, added up; else positives."""
-        if "match" in target:
+        if "scores" not in target:
             return self.count(target).double()
         learned = find_learned(target, self.options.pseudo.learned_share)
         return (target["scores"].amax(dim=2) * learned).double().sum(dim=1)
@@ -940,7 +958,7 @@ class Detection(Task):
     def soft_loss(self, output: DetectionOutput | BoxGridOutput, target: SoftTarget) -> Float[Tensor, ""]:
         """Dense: quality focal loss of the classes; of the learned locations also GIoU loss and cross-entropy of the
         centre-ness, weighted by their probabilities. Of a class that the teachers have not learned nothing is."""
-        if "match" in target:
+        if "scores" not in target:
             return self.loss(output, target)
         learned = find_learned(target, self.options.pseudo.learned_share)
         wanted = target["scores"].masked_fill(~learned[..., None], 0.0).to(output.classes.dtype)

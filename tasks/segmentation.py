@@ -15,13 +15,23 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from a2d2.classes import IGNORE, choose_colours, load_grouping, map_classes
-from a2d2.dataset import Geometry
+from a2d2.dataset import Geometry, Holes
 from a2d2.frames import Frame
 from a2d2.images import encode_npy, encode_png
 from models.heads import MapHead
 from tasks.drawing import FALSE, Entry, View, show_map, write_note
 from tasks.options import SegmentationOptions, TaskProtocol
-from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_classes, load_file, load_gray, widen
+from tasks.task import (
+    Metrics,
+    SoftTarget,
+    Task,
+    TeacherOutput,
+    find_common_classes,
+    hide_rows,
+    load_file,
+    load_gray,
+    widen,
+)
 
 PROBABILITY_SCALE = 65535  # of a stored probability of 1
 LEAST_SHARE = 1e-3  # of the training pixels: rarer classes are weighted like a class with this share
@@ -373,6 +383,9 @@ class Segmentation(Task):
             "classes": self.transform(said["classes"], geometry),
             "probability": torch.from_numpy(geometry.sample_nearest(said["probability"])),
         }
+
+    def prepare_soft(self, said: SoftTarget, holes: Sequence[Holes] = ()) -> SoftTarget:
+        return said | {"classes": hide_rows(said["classes"], holes, IGNORE)}
 
     def count_soft(self, target: SoftTarget) -> Float64[Tensor, " B"]:
         """Pixels."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from a2d2.dataset import Geometry
+from a2d2.dataset import Geometry, Holes
 from models.heads import DetectionOutput, count_cells, locate_cells
 from tasks.box_matching import fit_levels, measure_centreness
 
@@ -191,9 +191,7 @@ def place_locations(
     return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
-def find_covered(
-    size: tuple[int, int], strides: tuple[int, ...], holes: Sequence[tuple[float, float, float, float]]
-) -> Bool[Array, " L"]:
+def find_covered(size: tuple[int, int], strides: tuple[int, ...], holes: Holes) -> Bool[Array, " L"]:
     """The locations of an image of (width, height) `size` that lie in one of the holes of a Geometry."""
     width, height = size
     centres = locate_cells((height, width), strides).numpy()

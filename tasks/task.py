@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from a2d2.dataset import Geometry
+from a2d2.dataset import Geometry, Holes
 from a2d2.frames import Frame
 from a2d2.images import read_depth_png, read_json
 from tasks.drawing import Entry, View, arrange, draw_legend
@@ -62,6 +62,18 @@ def load_json(path: Path, *keys: str) -> dict | None:
         if not (isinstance(content, dict) and key in content):
             raise ValueError(f"{path} has no {key!r}; delete it and run preprocessing again")
     return content
+
+
+def hide_rows(maps: Tensor, holes: Sequence[Holes], nothing: int | float) -> Tensor:
+    """Maps (B, H, W) with the value for "nothing" in the holes of each row."""
+    if not any(holes):
+        return maps
+    maps = maps.clone()
+    size = (maps.shape[2], maps.shape[1])
+    for row, own in zip(maps, holes, strict=True):
+        for rows, columns in Geometry(size, (0, 0, *size), size, holes=own).list_holes():
+            row[rows, columns] = nothing
+    return maps
 
 
 def find_common_classes(given: Mapping[Path, Mapping[str, Any]]) -> tuple[str, ...] | None:
@@ -381,6 +393,11 @@ class Task(ABC):
         options and an input of (width, height) `size`; None if it can."""
         return self.find_file_conflict(about[self.kind])
 
+    def find_pseudo_conflict(self, online: bool) -> str | None:
+        """Why this task cannot learn from teachers with its options; None if it can. `online`: the teacher is the
+        network's own EMA."""
+        return None
+
     def find_teacher_conflict(self, teacher: Any) -> str | None:
         """Why this task cannot learn from a teacher's task of this kind, for a reason that is not in its files; None if
         it can."""
@@ -403,8 +420,9 @@ class Task(ABC):
     def transform_soft(self, said: Any, geometry: Geometry) -> SoftTarget:
         """The soft target of one frame under an augmentation, with all that `soft_loss` needs."""
 
-    def prepare_soft(self, said: SoftTarget) -> SoftTarget:
-        """What `blend` returns at the size of the student's input, with all that `soft_loss` needs."""
+    def prepare_soft(self, said: SoftTarget, holes: Sequence[Holes] = ()) -> SoftTarget:
+        """What `blend` returns at the size of the student's input, with all that `soft_loss` needs; `holes`: of each
+        row what is hidden of the student's image, and so is not learned, none where they are left out."""
         return said
 
     def collate_soft(self, targets: list[SoftTarget]) -> SoftTarget:

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from torch.utils._pytree import tree_map
 
 import pseudo_label
 import train
-from a2d2.dataset import Augmentation, Geometry
+from a2d2.dataset import GRAY, Augmentation, Geometry
 from a2d2.frames import Frame, list_frames
 from a2d2.images import read_json, write_json
+from experiment import WrongUseError
 from models.heads import DetectionOutput, count_cells, locate_cells
+from models.thesis import CELL, BoxGridOutput
 from tasks import TASKS
 from tasks.box_matching import match_locations, measure_centreness
+from tasks.detection import SLOTS
 from tasks.options import OPTIONS, DetectionOptions
 from tasks.soft_boxes import LogitCounts, blend_outputs, calibrate_probabilities, find_mirror_order, place_locations
 from training.checkpoint import load_weights, save_weights
@@ -229,6 +233,50 @@ def test_what_a_zoom_leaves_of_soft_targets_is_what_true_labels_teach():
                 assert np.allclose(target["centreness"][taught], exact, atol=1e-4)
                 heard += taught.sum()
     assert heard > 100
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_a_cutout_hides_is_not_learned_of_the_mean_teacher(name):
+    """The same as of files: the left half of the second picture."""
+    task, half = make_task(name), ((0.0, 0.0, 0.5, 1.0),)
+    said = task.blend([(make_output(name), False)], SIZE)
+    plain, hidden = task.prepare_soft(said), task.prepare_soft(said, [(), half])
+    left_out = {"segmentation": lambda t: t["classes"] == 255, "depth": lambda t: t["metres"] == 0,
+                "detection": lambda t: t["hidden"]}.get(name)  # fmt: skip
+    if left_out is None:
+        assert all(torch.equal(plain[key], hidden[key]) for key in plain)
+        return
+    assert not left_out(plain).any() and not left_out(hidden)[0].any()
+    assert left_out(hidden)[1].float().mean() == pytest.approx(0.5)
+    if name == "detection":
+        boxes = make_task(name, pseudo={"targets": "boxes", "threshold": 0.0}, min_visible=1.0)
+        counts = [boxes.count_soft(boxes.prepare_soft(said, holes)) for holes in ([(), ()], [(), half])]
+        assert counts[0][0] == counts[1][0] and counts[0][1] > counts[1][1]
+
+
+def test_the_box_grid_learns_boxes_of_teachers_and_cannot_teach():
+    task = TASKS["detection"](DetectionOptions(box_coder="grid", pseudo={"targets": "boxes"}))
+    label = [{"box": [4.0, 4, 40, 40], "class": "Car", "visible": 1.0}]
+    said = {"label": label, "annotated": np.ones(5, dtype=bool)}
+    target = task.collate_soft([task.transform_soft(said, Geometry.identity(SIZE))])
+    rows, columns = count_cells((HEIGHT, WIDTH), CELL)
+    output = BoxGridOutput(torch.zeros(1, rows, columns, SLOTS, 5 + 5), (HEIGHT, WIDTH))
+    assert task.count_soft(target).tolist() == [1.0] and task.soft_loss(output, target) == task.loss(output, target)
+    assert task.find_pseudo_conflict(online=False) is None
+    assert "cannot teach" in task.find_pseudo_conflict(online=True)
+
+
+def test_an_error_of_the_mean_teacher_ends_all_ranks():
+    class Agreeing:
+        def agree(self, numbers, problem):
+            raise RuntimeError(f"all ranks: {problem}")
+
+    def fail(cycle):
+        raise ValueError("it has failed")
+
+    setup = SimpleNamespace(tasks={}, ramp=None, ranks=Agreeing())
+    with pytest.raises(RuntimeError, match="all ranks: it has failed"):
+        train.take_cycle(iter([[]]), setup, SimpleNamespace(check=lambda: None), 0, fail)
 
 
 def make_learned(*names, **options):
@@ -576,6 +624,43 @@ def test_weights_say_which_classes_their_labels_annotate(folder, tmp_path):
     setup = train.prepare(config)
     known = setup.tasks["detection"].label_statistics["annotated"]
     assert train.describe_model(setup)["fitted"]["detection"]["annotated"] == known == ["Pedestrian"]
+
+
+def test_learning_that_would_never_happen_is_refused(folder, labels, monkeypatch):
+    config = write_config(folder / "s.yaml", folder / "root")
+    for key in ("data.pseudo.from_step", "train.mean_teacher.from_step"):
+        options = list_student_options(labels) if "pseudo" in key else []
+        with pytest.raises(ConfigError, match=f"{key}=4 is not below train.steps=4"):
+            load_config(config, [*options, f"{key}=4"], OPTIONS)
+    weighted = load_config(config, list_student_options(labels, "tasks.detection.pseudo.weighting=confidence"), OPTIONS)
+    with pytest.raises(WrongUseError, match="weighting=confidence has no effect"):
+        train.prepare(weighted)
+    setup = train.prepare(load_config(config, ["data.labels=as_is"], OPTIONS))
+    whole = {name: list(range(len(setup.frames))) for name in setup.tasks}
+    asked = load_config(config, ["data.labels=as_is", "train.mean_teacher={}"], OPTIONS)
+    train.check_learning(asked, setup.tasks, setup.frames, setup.labels, setup.assignment)
+    with pytest.raises(WrongUseError, match="mean_teacher has nothing to say"):
+        train.check_learning(asked, setup.tasks, setup.frames, setup.labels, whole)
+    held = load_config(config, ["data.labels=as_is", "data.hold_out={depth: 0.5}"], OPTIONS)
+    scene = [frame for frame in setup.frames if frame.scene == setup.frames[0].scene]
+    with pytest.raises(WrongUseError, match="holds out no label of depth: whole scenes"):
+        train.check_learning(held, setup.tasks, scene, setup.labels, {name: [0] for name in setup.tasks})
+
+
+def test_the_mean_teacher_is_told_of_cutouts(folder):
+    options = [f"data.labels={ALL}", "train.mean_teacher={}", "data.augment={cutouts: 4, flip: 0.0}"]
+    setup = train.prepare(load_config(write_config(folder / "s.yaml", folder / "root"), options, OPTIONS))
+    net = train.build_state(setup).ema.net
+    autocast = train.choose_autocast("fp32", setup.device)
+    ask, looked = train.MeanTeacher(net, setup.tasks, setup.size, setup.device, autocast), 0
+    for batch in ask(next(train.load_cycles(setup, 0))):
+        gray = (batch["image"] == GRAY).all(dim=1)
+        for name, key, nothing in (("segmentation", "classes", 255), ("depth", "metres", 0)):
+            if name in batch.get("soft_rows", ()):
+                rows = batch["soft_rows"][name]
+                assert (batch["soft_targets"][name][key][gray[rows]] == nothing).all()
+                looked += int(gray[rows].sum())
+    assert looked
 
 
 def test_a_task_alone_has_the_labels_that_it_has_among_others(folder):

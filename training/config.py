@@ -492,6 +492,11 @@ class Config(Closed):
             raise ValueError(
                 "mean_teacher is one way to learn without labels and data.pseudo another: take one of them"
             )
+        for key, way in zip(("train.mean_teacher", "data.pseudo"), ways, strict=True):
+            if way is not None and way.from_step >= train.steps:
+                raise ValueError(
+                    f"{key}.from_step={way.from_step} is not below train.steps={train.steps}: no teacher is ever heard"
+                )
         if train.update == "async" and any(way is not None for way in ways):
             raise ValueError("update: async has no use for data.pseudo and mean_teacher; take update: cycle")
         if train.update == "cycle":

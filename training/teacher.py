@@ -1,6 +1,7 @@
 """The mean teacher (arXiv 1703.01780): the EMA weights say what the network learns where there is no true label.
 
-It sees the same geometry as the network, the picture and its mirror image, without changes of colour, blur and holes.
+It sees the same geometry as the network, the picture and its mirror image, without changes of colour, blur and holes;
+what holes hide from the network is not learned, as with true labels and files of pseudo-labels.
 What it is sure of enough is the tasks' business, by the rules that files of pseudo-labels have.
 """
 
@@ -36,6 +37,7 @@ class MeanTeacher:
         targets = {}
         for name in rows:
             said = self.tasks[name].blend([(outputs[name], False), (mirrored[name], True)], self.size)
-            targets[name] = self.tasks[name].prepare_soft(said)
+            holes = [batch["holes"][row] for row in batch["taught"][name].tolist()]
+            targets[name] = self.tasks[name].prepare_soft(said, holes)
         counts = {name: self.tasks[name].count_soft(target).cpu() for name, target in targets.items()}
         return {"soft_targets": targets, "soft_rows": dict(batch["taught"]), "soft_counts": counts}
