@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from a2d2.dataset import Geometry, PreprocessedDataset, TeacherFiles, index_labels, index_roots
 from a2d2.frames import VIEWS, Frame
-from a2d2.images import read_json, write_json
-from a2d2.predictions import digest_file, holds_predictions
+from a2d2.images import ImageError, read_image, read_json, write_json
+from a2d2.predictions import are_alike, digest_file, holds_predictions, sketch_picture
 from a2d2.splits import SPLITS, SUBSETS, read_listed, split_frames
 from models.bifpn import BiFPN
 from models.densedepth import STRIDES, DenseDepth
@@ -35,7 +35,7 @@ from models.yolo import Yolo
 from tasks import TASKS
 from tasks.task import Task
 from training.checkpoint import is_own_weights, load_weights
-from training.record import Record
+from training.record import Record, group_names, ungroup_names
 from training.run import find_recipe
 
 
@@ -65,6 +65,9 @@ KINDS = {
 }
 
 
+WRITTEN = "pseudo_labels"  # section of the dataset.json of a folder of pseudo-labels, see describe_written
+SKETCHES = 16  # pictures, at most, of which a folder of pseudo-labels has a sketch
+DIGESTED_FILES = 100  # of each kind, whose content is in the fingerprint of pseudo-labels
 KEPT_STATISTICS = 40  # entries of the file of label statistics in a root
 SAME_PIXEL = 0.5  # pixels that the matrices of one camera may differ
 
@@ -503,6 +506,16 @@ class Predicted(Source):
     def digest(self) -> str | None:
         return self.header.get("weights")
 
+    def describe_teachers(self) -> str:
+        """Of pseudo-labels, who has made them, and whose scores are calibrated."""
+        names = ", ".join(str(each.get("run")) for each in self.header["teachers"]) or "no teacher"
+        lines = self.header.get("calibration") or {}
+        if not lines:
+            return f"{names}; no scores are calibrated"
+        return f"{names}; scores are calibrated of " + ", ".join(
+            f"{name} (on {found.get('labels')} labels of {found.get('run')})" for name, found in lines.items()
+        )
+
     def check_frames(self, frames: Iterable[Frame], data: Data) -> None:
         """Files of a dataset with another field of view have the same names, and would be scored and drawn without a
         word."""
@@ -633,7 +646,65 @@ def load_pseudo_labels(root: str) -> Predicted:
             f"data.pseudo.roots: {root} holds predictions without what their confidence needs: make pseudo-labels with "
             "pseudo_label.py"
         )
+    if not isinstance(read_json(source.folder / "dataset.json").get("kinds"), dict):
+        raise ValueError(
+            f"data.pseudo.roots: {root}/dataset.json does not say what its files mean (kinds); write the pseudo-labels "
+            "again with pseudo_label.py --overwrite"
+        )
     return source
+
+
+def describe_written(frames: Sequence[Frame], data: Data) -> dict[str, Any]:
+    """Of pseudo-labels about these frames, the section WRITTEN of their dataset.json: `frames`, all that there will be,
+    by scene and view, and `pictures`, sketches of some of them by frame. Damaged pictures are left out."""
+    pictures = {}
+    for frame in frames[:: -(-len(frames) // SKETCHES)]:
+        with contextlib.suppress(OSError, ImageError):
+            pictures[str(frame)] = sketch_picture(read_image(frame.path(data.roots[frame.root].image_kind)))
+    return {"frames": group_names(map(str, frames)), "pictures": pictures}
+
+
+def find_other_picture(content: Mapping[str, Any], frames: Iterable[Frame], data: Data) -> Frame | None:
+    """The first of the frames in `data` that has another picture than that which pseudo-labels with this dataset.json
+    were made of; None if there is none, as far as that is known. A damaged picture is found by whoever needs it."""
+    known = content.get(WRITTEN, {}).get("pictures", {})
+    for frame in sorted(frame for frame in frames if str(frame) in known):
+        with contextlib.suppress(OSError, ImageError):
+            found = sketch_picture(read_image(frame.path(data.roots[frame.root].image_kind)))
+            if not are_alike(found, known[str(frame)]):
+                return frame
+    return None
+
+
+def list_pseudo_labels(root: str, content: Mapping[str, Any], task: Task, frames: Sequence[Frame]) -> frozenset[Frame]:
+    """Those of the frames, under the folder `root` with this dataset.json, that teachers say something about.
+    ValueError if files are still missing, as far as the folder says which there will be."""
+    views = {frame.view for frame in frames}
+    having = [index_labels(frames, kind, views) for kind in task.soft_kinds]
+    wanted = having[0]
+    if WRITTEN in content:
+        listed = set(ungroup_names(content[WRITTEN]["frames"]))
+        wanted = frozenset(frame for frame in frames if str(frame) in listed)
+    for kind, there in zip(task.soft_kinds, having, strict=True):
+        if missing := sorted(wanted - there):
+            raise ValueError(
+                f"data.pseudo.roots: {root} is not finished: {len(missing)} of {len(wanted)} frames have no {kind} "
+                f"file yet, such as {missing[0]}; run pseudo_label.py again as before (all of its shards), and see its "
+                "reports"
+            )
+    return having[0]
+
+
+def digest_pseudo_labels(task: Task, frames: Sequence[Frame]) -> str:
+    """A fingerprint of the files that teachers have written about these frames: the sizes of all, and the content of
+    some, because there may be gigabytes. Times are left out, so that a copy has the same one."""
+    digest = hashlib.sha256()
+    for kind in task.soft_kinds:
+        paths = [frame.path(kind) for frame in frames]
+        digest.update(" ".join(str(path.stat().st_size) for path in paths).encode())
+        for path in paths[:: -(-len(paths) // DIGESTED_FILES) or 1]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def find_teacher_files(
@@ -650,9 +721,8 @@ def find_teacher_files(
     new.
     """
     frames = data.subsets["train"]
-    views = {frame.view for frame in frames}
     found: dict[str, dict[Frame, Frame]] = {name: {} for name in tasks}
-    about, identity = {}, []
+    about, identity, notes = {}, [], []
     for root in roots:
         source = load_pseudo_labels(root)
         if source.size != data.size:
@@ -660,16 +730,22 @@ def find_teacher_files(
                 f"data.pseudo.roots: {root} has pictures of {source.size}, this dataset {data.size}; make "
                 "pseudo-labels of it with pseudo_label.py --data"
             )
-        source.check_frames(frames, data)
-        kinds = read_json(source.folder / "dataset.json")["kinds"]
+        content = read_json(source.folder / "dataset.json")
+        kinds = content["kinds"]
         about[source.folder] = kinds
+        moved, spoken, files = [frame.under(source.folder) for frame in frames], set(), hashlib.sha256()
         digest = hashlib.sha256(json.dumps([source.header, kinds], sort_keys=True).encode())
         for name, task in tasks.items():
             if task.soft_kind not in kinds:
                 continue
-            if conflict := task.find_soft_conflict(kinds, size) or task.find_teacher_conflict(source.tasks[name]):
+            conflict = task.find_soft_conflict(kinds, size)
+            if name in source.tasks:
+                conflict = conflict or task.find_teacher_conflict(source.tasks[name])
+            if conflict:
                 raise ValueError(f"data.pseudo.roots: {root}: {name}: {conflict}")
-            there = index_labels([frame.under(source.folder) for frame in frames], task.soft_kind, views)
+            there = list_pseudo_labels(root, content, task, moved)
+            spoken |= there
+            files.update(f"{name} {digest_pseudo_labels(task, sorted(there))}".encode())
             digest.update(f"{name} {' '.join(sorted(map(str, there)))}".encode())
             used = {frames[index] for index in assignment[name]}
             if twice := sorted(there & found[name].keys()):
@@ -678,13 +754,21 @@ def find_teacher_files(
                     f"such as for {twice[0]}: leave one of them out"
                 )
             found[name] |= {frame: frame.under(source.folder) for frame in there - used}
-        identity.append(digest.hexdigest()[:16])
+        about_these = [frame for frame in frames if frame in spoken]
+        source.check_frames(about_these, data)
+        if (other := find_other_picture(content, about_these, data)) is not None:
+            raise ValueError(
+                f"data.pseudo.roots: {root} was made of other pictures with the same names, such as {other}: make "
+                f"pseudo-labels of {other.root} with pseudo_label.py --data"
+            )
+        identity.append(f"{digest.hexdigest()[:16]}-{files.hexdigest()[:16]}")
+        notes.append(f"pseudo-labels in {root} are of {source.describe_teachers()}")
     if not any(found.values()):
         raise ValueError(
             f"data.pseudo.roots: there is nothing to learn from {', '.join(roots)}: they have other tasks or other "
             "frames, or the true labels of all their frames are used"
         )
-    return TeacherFiles(tasks, found, about, data.size), tuple(identity)
+    return TeacherFiles(tasks, found, about, data.size, tuple(notes)), tuple(identity)
 
 
 def load_source(path: Path, device: torch.device) -> Trained | Predicted:

@@ -72,9 +72,19 @@ from tqdm import tqdm
 
 from a2d2.dataset import DatasetError, FrameDataset
 from a2d2.frames import Frame, report_path
-from a2d2.images import sweep_temporary
-from a2d2.predictions import Picture, open_folder
-from experiment import Data, Trained, WrongUseError, index_data, load_trained, pick_device
+from a2d2.images import read_json, sweep_temporary
+from a2d2.predictions import Picture, holds_predictions, open_folder
+from experiment import (
+    WRITTEN,
+    Data,
+    Trained,
+    WrongUseError,
+    describe_written,
+    find_other_picture,
+    index_data,
+    load_trained,
+    pick_device,
+)
 from predict import Speaker, find_common_cameras, predict_pictures, run_program
 from tasks.task import SoftTarget, Task, TeacherOutput
 from training.cycle import copy_to_cpu
@@ -388,14 +398,15 @@ def run(arguments: argparse.Namespace) -> int:
         for kind, about in task.describe_soft_files(teachers.size).items()
     }
     out = arguments.out
-    open_folder(
-        out,
-        data.size,
-        find_common_cameras(data),
-        kinds,
-        describe(teachers, arguments, source, used),
-        arguments.overwrite,
-    )
+    before = read_json(out / "dataset.json") if holds_predictions(out) and not arguments.overwrite else {}
+    if (other := find_other_picture(before, frames, data)) is not None:
+        raise ValueError(
+            f"{out} holds pseudo-labels of other pictures with the same names, such as {other}: name another --out, or "
+            "make them again with --overwrite"
+        )
+    header = describe(teachers, arguments, source, used)
+    written = {WRITTEN: describe_written(frames, data)}
+    open_folder(out, data.size, find_common_cameras(data), kinds, header, arguments.overwrite, more=written)
     sweep_temporary(out)
     image_kinds = {path: root.image_kind for path, root in data.roots.items()}
     pictures = [Picture(frame.path(image_kinds[frame.root]), frame=frame) for frame in frames]

@@ -83,7 +83,7 @@ from training.distributed import RankError, Ranks, join_ranks
 from training.ema import EmaWeights
 from training.loading import WorkerError, explain_memory, explain_worker_death, load_batches, send_ahead
 from training.parts import check_ranks, compile_parts, freeze_parts, recompute_neck, start_training
-from training.record import Record
+from training.record import Record, are_same_pseudo
 from training.run import Run, RunState
 from training.sampling import (
     CycleSampler,
@@ -235,7 +235,7 @@ def prepare(config: Config, record: Record | None = None, kept: str | None = Non
         teachers, pseudo = find_teacher_files(config.data.pseudo.roots, tasks, data, assignment, size)
         if fresh:
             record = replace(record, pseudo=pseudo)
-        elif tuple(record.pseudo) != pseudo:
+        elif not are_same_pseudo(record.pseudo, pseudo):
             raise ValueError(
                 f"the pseudo-labels in {', '.join(config.data.pseudo.roots)} are not those this run started with: "
                 "bring those back, or start another run with --run"
@@ -606,6 +606,8 @@ def run_steps(setup: Setup, state: RunState, run: Run, stop: StopFlag) -> None:
             last = progress.step == options.steps
             progress.validated = not (last or progress.step % options.evaluate_every == 0)
             if progress.step % options.log_every == 0 or last or measure:
+                if soft is not None:
+                    measures |= {f"taught/{name}": count for name, count in soft.counts.items()}
                 losses = {f"loss/{name}": loss for name, loss in losses.items()}
                 run.log_event("train", progress.step, **losses, **measures)
             if not progress.validated or progress.step % options.save_every == 0:
@@ -702,6 +704,8 @@ def print_start(setup: Setup, state: RunState) -> None:
         labels += "; pseudo-labels: "
         labels += ", ".join(f"{name} {len(frames)}" for name, frames in setup.teachers.frames.items())
     sizes = ", ".join(f"{subset} {len(frames)}" for subset, frames in setup.data.subsets.items())
+    for note in setup.teachers.notes if setup.teachers is not None else ():
+        tqdm.write(note)
     where = f"{setup.device}" if setup.ranks.alone else f"{setup.ranks.world} ranks"
     tqdm.write(f"{parameters / 1e6:.1f} M parameters on {where}; frames: {sizes}; training labels: {labels}")
 

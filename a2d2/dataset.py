@@ -300,13 +300,15 @@ class TeacherFiles:
     """What teachers say about frames, in folders that pseudo_label.py has written.
 
     `frames`: task -> frame -> the same frame under its folder, of the frames that learn from it. `about`: folder ->
-    what its dataset.json says of each kind of file; `size`: (width, height) of the pictures they were made for.
+    what its dataset.json says of each kind of file; `size`: (width, height) of the pictures they were made for;
+    `notes`: a line about each folder, its teachers and whether their scores are calibrated.
     """
 
     tasks: Mapping[str, Any]
     frames: Mapping[str, Mapping[Frame, Frame]]
     about: Mapping[Path, Mapping[str, Mapping[str, Any]]]
     size: tuple[int, int]
+    notes: tuple[str, ...] = ()
 
     def load(self, frame: Frame, names: Iterable[str], geometry: Geometry) -> dict[str, Any]:
         """The soft targets of a frame under a geometry, of those of the named tasks about which there are files.

@@ -23,6 +23,7 @@ from a2d2.frames import Frame, list_frames, list_places, picture_path
 from a2d2.images import ImageError, lock_folder, read_image, read_json, write_json
 
 FORMAT_VERSION = 1
+SAME_GRAY = 6  # levels that the means of a cell of one picture may differ
 PICTURES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
 
@@ -69,6 +70,19 @@ def read_any_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
             return np.array(picture.convert("RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: no picture, or a damaged one ({error})") from error
+
+
+def sketch_picture(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    """The mean gray values of a grid of 8 x 8 cells, as hexadecimal digits: those of another picture differ, those of
+    the same one in another compression or size hardly."""
+    gray = cv2.resize(image.mean(axis=2, dtype=np.float32), (8, 8), interpolation=cv2.INTER_AREA)
+    return gray.round().astype(np.uint8).tobytes().hex()
+
+
+def are_alike(first: str, second: str) -> bool:
+    """Whether two sketches are of the same picture."""
+    one, other = (np.frombuffer(bytes.fromhex(each), np.uint8).astype(int) for each in (first, second))
+    return len(one) == len(other) and int(np.abs(one - other).max()) <= SAME_GRAY
 
 
 def holds_predictions(folder: Path) -> bool:
@@ -182,12 +196,13 @@ def open_folder(
     header: Mapping[str, Any],
     overwrite: bool = False,
     made_of_them: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> bool:
     """Write `dataset.json`, or add kinds to the one that is there; whether files that are there are to be made again.
 
     size: (width, height) of all pictures, None where each has its own. kinds: kind -> what its files mean. header: the
     section "predictions": which weights made them, from what. made_of_them: folders in `out` with what is made of
-    predictions, such as their copies in another format.
+    predictions, such as their copies in another format. more: further sections, of which the newest are kept.
 
     ValueError if the folder holds something else, or predictions of other weights or pictures, unless they are to be
     overwritten; what is there of them then is removed.
@@ -202,6 +217,7 @@ def open_folder(
                 "cameras": dict(cameras),
                 "kinds": {kind: dict(about) for kind, about in kinds.items()},
                 "predictions": dict(header),
+                **(more or {}),
             }
         )
     )

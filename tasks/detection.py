@@ -72,7 +72,7 @@ from tasks.soft_boxes import (
     read_locations,
     unblend,
 )
-from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_classes, load_file, load_json
+from tasks.task import Metrics, SoftTarget, Task, TeacherOutput, find_common_classes, load_json
 
 DENSE_KIND = "boxes_dense"  # of the file with what teachers say at every location
 UNSURE = "unsure"  # in place of the class of a box that teachers are not sure of
@@ -523,6 +523,10 @@ class Detection(Task):
         annotated = {self.find_class(name) for name in names}
         return target | {"annotated": torch.tensor([own <= annotated for own in self.members.values()])}
 
+    def find_unannotated(self, names: Sequence[str] | None) -> list[int]:
+        annotated = self.limit_classes({}, names)["annotated"].tolist() if names is not None else []
+        return [index for index, known in enumerate(annotated) if not known]
+
     def list_annotated(self, lists: Iterable[Sequence[str] | None]) -> dict[str, Any]:
         """`annotated`: the groups all of whose classes are annotated in one of the datasets."""
         known: set[str] = set()
@@ -832,6 +836,10 @@ class Detection(Task):
     def soft_kind(self) -> str:
         return DENSE_KIND if self.options.pseudo.targets == "dense" else self.kind
 
+    @property
+    def soft_kinds(self) -> tuple[str, ...]:
+        return (self.soft_kind,)
+
     def describe_agreement(self, size: tuple[int, int]) -> dict[str, Any]:
         """Teachers may have learned different classes of those that they have in common."""
         dense = {"size": list(size), "strides": list(self._strides), "classes": list(self.names)}
@@ -903,8 +911,13 @@ class Detection(Task):
         size = tuple(about[DENSE_KIND]["size"])
         locations = sum(math.prod(count_cells(size[::-1], stride)) for stride in self._strides)
         path = frame.path(DENSE_KIND)
-        stored = load_file(path, lambda path: read_locations(path, len(self.names), locations))
-        return None if stored is None else stored | {"size": np.array(size), "annotated": annotated}
+        try:
+            stored = read_locations(path, len(self.names), locations)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and run pseudo_label.py again") from error
+        return stored | {"size": np.array(size), "annotated": annotated}
 
     def _choose_boxes(self, found: dict[str, Tensor]) -> list[dict]:
         """Boxes of teachers as a label; those they are not sure of are of unknown class, and so ignored."""

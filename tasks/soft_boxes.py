@@ -6,6 +6,8 @@ between. Here the probabilities are calibrated first, by a line through their lo
 """
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -118,9 +120,13 @@ def encode_locations(said: dict[str, Tensor], row: int) -> bytes:
 
 
 def read_locations(path: Path, classes: int, locations: int) -> dict[str, np.ndarray]:
-    """What `encode_locations` wrote, for so many classes and locations. ValueError where it does not fit."""
-    with np.load(path, allow_pickle=False) as content:
-        found = {name: content[name] for name in ("index", "scores", "boxes", "centreness")}
+    """What `encode_locations` wrote, for so many classes and locations. ValueError where it does not fit, or is
+    damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            found = {name: content[name] for name in ("index", "scores", "boxes", "centreness")}
+    except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise ValueError(f"no archive of locations, or a broken one: {error}") from error
     count = len(found["index"])
     shapes = {"scores": (count, classes), "boxes": (count, 4), "centreness": (count,)}
     if wrong := [name for name, shape in shapes.items() if found[name].shape != shape]:

@@ -183,7 +183,10 @@ class Steering(Task):
         content = load_json(path, "angle_deg")
         if content is None:
             raise FileNotFoundError(f"there is no {path}")
-        angles = content.get("angles_deg", [content["angle_deg"]] * self.options.horizon)[: self.options.horizon]
+        angles = content.get("angles_deg", [content["angle_deg"]] * self.options.horizon)
+        if not isinstance(angles, list):
+            raise ValueError(f"{path}: its angles_deg is {angles}, expected a list of numbers in degrees")
+        angles = angles[: self.options.horizon]
         try:
             found = torch.tensor(angles, dtype=torch.float32)
         except (TypeError, ValueError) as error:

@@ -213,6 +213,11 @@ class Task(ABC):
         there does not mean that nothing of it is in the picture."""
         raise NotImplementedError
 
+    def find_unannotated(self, names: Sequence[str] | None) -> list[int]:
+        """The classes, by number, of which labels need not show every object, where the dataset annotates the classes
+        `names` alone, None for all."""
+        return []
+
     def list_categories(self, label: Any) -> set[str]:
         """What a label shows, such as its classes, of which some may be rare; for the option `oversample_below`."""
         return set()
@@ -382,6 +387,11 @@ class Task(ABC):
     def soft_kind(self) -> str:
         """The kind of file that a frame has if teachers say something about it."""
         return self.kind
+
+    @property
+    def soft_kinds(self) -> tuple[str, ...]:
+        """The kinds of file that `load_soft` reads of each frame."""
+        return self.kind, self.confidence_kind
 
     def describe_soft_files(self, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
         """Of each kind of file that `encode_soft` writes what a reader must know, as JSON; `size`: (width, height) of

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import pseudo_label
 import train
 from a2d2.dataset import GRAY, Augmentation, Geometry
 from a2d2.frames import Frame, list_frames
-from a2d2.images import read_json, write_json
+from a2d2.images import encode_jpeg, read_json, write_json
 from experiment import WrongUseError
 from models.heads import DetectionOutput, count_cells, locate_cells
 from models.thesis import CELL, BoxGridOutput
@@ -28,6 +29,8 @@ from tasks.options import OPTIONS, DetectionOptions
 from tasks.soft_boxes import LogitCounts, blend_outputs, calibrate_probabilities, find_mirror_order, place_locations
 from training.checkpoint import load_weights, save_weights
 from training.config import ConfigError, load_config
+from training.record import identify_pseudo
+from training.run import find_recipe
 
 HEAD = {"reads": ("neck.8", "neck.16", "neck.32"), "width": 32, "layers": 1}
 STRIDES, (WIDTH, HEIGHT) = (8, 16, 32), SIZE
@@ -555,6 +558,126 @@ class StandIn:
     def __init__(self, name, tasks):
         self.name = self.path = self.digest = name
         self.tasks, self.size, self.net = tasks, SIZE, torch.nn.Identity()
+
+
+@pytest.fixture
+def start(folder, tmp_path, capsys):
+    """Prepare a student that learns from a folder of pseudo-labels; returns the Setup."""
+
+    def prepare(labels, *options, record=None):
+        config = write_config(tmp_path / "start.yaml", folder / "root")
+        return train.prepare(load_config(config, list_student_options(labels, *options), OPTIONS), record)
+
+    return prepare
+
+
+@pytest.fixture
+def copy(labels, tmp_path):
+    """A copy of the pseudo-labels that a test may spoil."""
+    return shutil.copytree(labels, tmp_path / "labels")
+
+
+def change_header(folder, change):
+    content = read_json(folder / "dataset.json")
+    change(content)
+    write_json(folder / "dataset.json", content)
+
+
+def test_pseudo_labels_that_are_not_finished_are_refused(copy, start):
+    frames = list_frames(copy, "depth")
+    frames[0].path("depth").unlink()
+    with pytest.raises(ValueError, match=f"not finished: 1 of {len(frames)} frames have no depth file yet, such as 20"):
+        start(copy)
+    change_header(copy, lambda content: content.pop("pseudo_labels"))  # as it was written before
+    frames[0].path("depth_confidence").unlink()
+    assert len(start(copy).teachers.frames["depth"]) < len(frames)
+    frames[1].path("depth_confidence").unlink()
+    with pytest.raises(ValueError, match="have no depth_confidence file yet"):
+        start(copy)
+
+
+def test_pseudo_labels_of_other_pictures_with_the_same_names_are_refused(folder, copy, start, tmp_path):
+    start(copy, "data.augment.flip=0.0")
+    other = shutil.copytree(folder / "root", tmp_path / "other")
+    for frame in list_frames(other, "image"):
+        values = np.random.default_rng(7).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        frame.path("image").write_bytes(encode_jpeg(values.repeat(16, axis=0).repeat(16, axis=1)))
+    with pytest.raises(ValueError, match="was made of other pictures with the same names, such as 20"):
+        start(copy, f"data.roots=[{other}]")
+    change_header(copy, lambda content: content.pop("pseudo_labels"))
+    start(copy, f"data.roots=[{other}]")
+
+
+def test_pseudo_labels_of_two_sets_of_pictures_are_not_mixed(folder, teachers, copy, tmp_path, capsys):
+    root = shutil.copytree(folder / "root", tmp_path / "root")
+    for frame in list_frames(root, "image"):
+        frame.path("image").write_bytes(encode_jpeg(np.full((HEIGHT, WIDTH, 3), 9, dtype=np.uint8)))
+    assert call(*teachers.values(), "--data", root, "--out", copy) == 1
+    assert "holds pseudo-labels of other pictures with the same names" in capsys.readouterr().err
+
+
+def test_pseudo_labels_of_one_of_two_datasets_with_other_cameras_are_learned(folder, copy, start, tmp_path):
+    second = tmp_path / "second"
+    for frame in list_frames(folder / "root", "image"):
+        new = Frame("2030" + frame.scene[4:], frame.view, frame.id, second)
+        for kind in ("image", "segmentation", "depth", "boxes", "steering"):
+            if frame.path(kind).is_file():
+                new.path(kind).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(frame.path(kind), new.path(kind))
+    shutil.copy(folder / "root" / "dataset.json", second)
+    change_header(second, lambda content: [each["matrix"][0].__setitem__(0, 99.0) for each in
+                                           content["cameras"].values()])  # fmt: skip
+    assert start(copy, f"data.roots=[{folder / 'root'}, {second}]").teachers.frames["depth"]
+
+
+def test_damaged_pseudo_labels_are_named_in_one_line(copy, start):
+    setup = start(copy)
+    task, about = setup.tasks["detection"], read_json(copy / "dataset.json")["kinds"]
+    frame = list_frames(copy, "boxes_dense")[0]
+    whole = frame.path("boxes_dense").read_bytes()
+    flipped = bytearray(whole)
+    flipped[120:123] = bytes(byte ^ 0xFF for byte in flipped[120:123])
+    np.savez(copy / "keyless.npz", index=np.zeros(0, np.int32))
+    for content in (whole[: len(whole) // 2], bytes(flipped), b"", (copy / "keyless.npz").read_bytes()):
+        frame.path("boxes_dense").write_bytes(content)
+        with pytest.raises(ValueError, match=r"boxesdense.*npz is damaged .*run pseudo_label.py again"):
+            task.load_soft(frame, about, SIZE)
+    frame = list_frames(copy, "steering")[0]
+    write_json(frame.path("steering"), {"angle_deg": 1.0, "angles_deg": 2.0})
+    with pytest.raises(ValueError, match="its angles_deg is 2"):
+        setup.tasks["steering"].load_soft(frame, about, SIZE)
+    change_header(copy, lambda content: content.pop("kinds"))
+    with pytest.raises(ValueError, match="does not say what its files mean"):
+        start(copy)
+
+
+def test_a_run_knows_its_pseudo_labels_by_their_content_wherever_they_lie(labels, copy, start, tmp_path):
+    record = start(labels).record
+    start(copy, record=record)  # another place
+    start(copy, record=replace(record, pseudo=[identify_pseudo(each) for each in record.pseudo]))  # begun before
+    config = {"seed": 0, "data": {"pseudo": {"roots": [str(labels)]}}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    recipe = find_recipe(tmp_path, record)
+    config["data"]["pseudo"]["roots"] = [str(copy)]
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    assert find_recipe(tmp_path, record) == recipe
+    assert find_recipe(tmp_path, replace(record, pseudo=["0" * 16])) != recipe
+    frame = list_frames(copy, "steering")[0]
+    write_json(frame.path("steering"), {"angle_deg": 99.0})
+    with pytest.raises(ValueError, match="are not those this run started with"):
+        start(copy, record=record)
+
+
+def test_the_start_names_teachers_and_the_log_counts_what_they_say(folder, labels, tmp_path, capsys):
+    config = write_config(folder / "s.yaml", folder / "root")
+    with pytest.MonkeyPatch.context() as patch:
+        assert run_train(patch, config, tmp_path / "run", *list_student_options(labels)) == 0
+    assert (
+        "are of teacher_segmentation, teacher_depth, teacher_detection, teacher_steering; no scores are calibrated"
+        in ("".join(capsys.readouterr()))
+    )
+    line = next(line for line in read_log(tmp_path / "run") if "loss/depth/pseudo" in line)
+    assert line["taught/depth"] > 0
 
 
 def test_frames_that_a_teacher_was_trained_on_are_never_scored(folder, labels, tmp_path, capsys):

@@ -23,11 +23,11 @@ class Record:
     assignment: hash of the labels that are trained on, see training/sampling.py.
     identity: fingerprints of the preprocessed datasets: size, cameras, and the options the labels were made with.
     inherited: names of frames that the run this one was initialised from, or its teachers, were trained on; None if
-    that
-        is unknown.
+        that is unknown.
     repeat_factors: task -> how often its frames are drawn in comparison, in the order of its assignment; only of tasks
         that draw rare frames more often.
-    pseudo: fingerprints of the pseudo-labels that are learned.
+    pseudo: fingerprints of the pseudo-labels that are learned, of each folder one of which teachers have made it for
+        which frames, and, behind a hyphen, one of its files; runs that were begun before have the first alone.
     """
 
     subsets: Mapping[str, Sequence[str]]
@@ -51,17 +51,17 @@ class Record:
 
     def to_dict(self, with_labels: bool = True) -> dict[str, Any]:
         """The record as JSON has it; `from_dict` makes a Record of it again, with no labels where they are left out."""
-        labels = {name: _group(frames) for name, frames in self.labels.items()} if with_labels else {}
+        labels = {name: group_names(frames) for name, frames in self.labels.items()} if with_labels else {}
         factors = {name: list(values) for name, values in self.repeat_factors.items()} if with_labels else {}
         return (
             {
                 "format": RECORD_FORMAT,
-                "subsets": {name: _group(frames) for name, frames in self.subsets.items()},
+                "subsets": {name: group_names(frames) for name, frames in self.subsets.items()},
                 "labels": labels,
                 "label_statistics": dict(self.label_statistics),
                 "assignment": self.assignment,
                 "identity": list(self.identity),
-                "inherited": None if self.inherited is None else _group(self.inherited),
+                "inherited": None if self.inherited is None else group_names(self.inherited),
             }
             | ({"repeat_factors": factors} if factors else {})
             | ({"pseudo": list(self.pseudo)} if self.pseudo else {})
@@ -79,12 +79,12 @@ class Record:
                 raise ValueError(f"format {content['format']}, and this version of the code reads {RECORD_FORMAT}")
             inherited = content["inherited"]
             return cls(
-                {name: _ungroup(groups) for name, groups in content["subsets"].items()},
-                {name: _ungroup(groups) for name, groups in content["labels"].items()},
+                {name: ungroup_names(groups) for name, groups in content["subsets"].items()},
+                {name: ungroup_names(groups) for name, groups in content["labels"].items()},
                 content["label_statistics"],
                 content["assignment"],
                 tuple(content["identity"]),
-                None if inherited is None else _ungroup(inherited),
+                None if inherited is None else ungroup_names(inherited),
                 content.get("repeat_factors", {}),
                 tuple(content.get("pseudo", ())),
             )
@@ -96,7 +96,19 @@ class Record:
         return cls.from_dict(json.loads(text))
 
 
-def _group(names: Iterable[str]) -> dict[str, list[str]]:
+def identify_pseudo(fingerprint: str) -> str:
+    """The part of a fingerprint of pseudo-labels that says which teachers have made them for which frames."""
+    return fingerprint.partition("-")[0]
+
+
+def are_same_pseudo(before: Sequence[str], now: Sequence[str]) -> bool:
+    """Whether pseudo-labels are those that were recorded, as far as the record says so."""
+    return len(before) == len(now) and all(
+        old == (new if "-" in old else identify_pseudo(new)) for old, new in zip(before, now, strict=True)
+    )
+
+
+def group_names(names: Iterable[str]) -> dict[str, list[str]]:
     """Names by what stands before the last slash: a third of the length for many frames of few scenes."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -105,5 +117,5 @@ def _group(names: Iterable[str]) -> dict[str, list[str]]:
     return dict(groups)
 
 
-def _ungroup(groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def ungroup_names(groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(f"{folder}/{identity}" for folder, identities in groups.items() for identity in identities)

@@ -32,7 +32,7 @@ from training.ema import EmaWeights
 from training.files import whole_file, write_json
 from training.log import RunLog, write_environment
 from training.owner import Owner
-from training.record import Record
+from training.record import Record, identify_pseudo
 from training.updates import Update
 
 
@@ -260,10 +260,12 @@ def _check_config(folder: Path, config: Config) -> None:
         )
 
 
-# what cannot change what is computed; that a moved dataset is the same one is checked against the record
+# what cannot change what is computed; that a moved dataset, or folder of pseudo-labels, is the same one is checked
+# against the record
 _FREE_KEYS = {
     "run",
     "data.roots",
+    "data.pseudo.roots",
     "data.workers",
     "train.device",
     "train.timeout",
@@ -275,9 +277,9 @@ _FREE_KEYS = {
 
 
 def find_recipe(folder: Path, record: Record | None) -> tuple[str, int] | None:
-    """A fingerprint of a run's config without its seed and what cannot change what is computed, and of the frames and
-    labels that it has recorded; and the seed: runs that differ by the seed alone have the same fingerprint. None where
-    the folder has no readable config, or no record says what was trained on."""
+    """A fingerprint of a run's config without its seed and what cannot change what is computed, and of the frames,
+    labels and pseudo-labels that it has recorded; and the seed: runs that differ by the seed alone have the same
+    fingerprint. None where the folder has no readable config, or no record says what was trained on."""
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
@@ -286,6 +288,8 @@ def find_recipe(folder: Path, record: Record | None) -> tuple[str, int] | None:
         return None
     kept = {key: value for key, value in list_deciding_options(content).items() if key != "seed"}
     frames = {key: record.to_dict(with_labels=False)[key] for key in ("subsets", "assignment", "identity", "inherited")}
+    if record.pseudo:
+        frames["pseudo"] = [identify_pseudo(each) for each in record.pseudo]
     digest = hashlib.sha256(json.dumps([kept, frames], sort_keys=True, default=str).encode()).hexdigest()[:16]
     return digest, content["seed"]
 
