@@ -36,7 +36,11 @@ class Export(ABC):
 
 class Coco(Export):
     """`coco/detections.json`, as COCO's tools take results; `coco/images.json`, with images and categories, and, of
-    frames with labels, the ground truth as annotations. Categories are numbered from 1."""
+    frames with labels, the ground truth as annotations. Categories are numbered from 1.
+
+    COCO's tools count every detection without an annotation as false. So the whole picture is a crowd, which neither
+    rewards nor costs a detection, of each category that is not annotated in it: of all, where other frames have a label
+    and this one has none. All images are listed, because the tools refuse results of others."""
 
     name, kind = "coco", "boxes"
 
@@ -44,6 +48,7 @@ class Coco(Export):
         task = self.find_task(tasks)
         classes = list(task.describe_files()["classes"])
         images, detections, annotations = [], [], []
+        labelled = any(picture.frame is not None and task.has_label(picture.frame) for picture in pictures)
         for picture in pictures:
             path = picture.find_file(out, self.kind)
             if not path.is_file():
@@ -61,11 +66,16 @@ class Coco(Export):
                     }
                 )
             label = task.load(picture.frame) if picture.frame is not None else None
-            for box in label or ():
-                for own, crowd in task.find_categories(box):
-                    area = float(np.prod(_turn(box["box"])[2:]))
-                    about = {"id": len(annotations) + 1, "image_id": number, "category_id": own + 1, "area": area}
-                    annotations.append(about | {"bbox": _turn(box["box"]), "iscrowd": int(crowd)})
+            found = [(box["box"], *each) for box in label or () for each in task.find_categories(box)]
+            unknown = list(range(len(classes))) if labelled and label is None else []
+            if label is not None and data is not None:
+                about = data.roots[picture.frame.root].options.get(self.kind) or {}
+                unknown = task.find_unannotated(about.get("annotated_classes"))
+            found += [([0.0, 0.0, float(width), float(height)], own, True) for own in unknown]
+            for box, own, crowd in found:
+                area = float(np.prod(_turn(box)[2:]))
+                about = {"id": len(annotations) + 1, "image_id": number, "category_id": own + 1, "area": area}
+                annotations.append(about | {"bbox": _turn(box), "iscrowd": int(crowd)})
         folder = out / self.name
         categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
         write_json(folder / "detections.json", detections)

@@ -24,7 +24,7 @@ import predict
 import visualize
 from a2d2.classes import CLASSES
 from a2d2.dataset import Geometry
-from a2d2.frames import list_frames, parse_frame
+from a2d2.frames import list_frames
 from a2d2.images import encode_jpeg, encode_png, read_depth_png, read_json, write_bytes, write_json, write_npy
 from a2d2.predictions import list_pictures, read_any_picture
 from tasks import TASKS
@@ -376,22 +376,32 @@ def test_mistakes_are_one_line(run, tmp_path, call, arguments, code, words):
     assert found == code and words in line and not (tmp_path / "out").exists()
 
 
-def test_coco_files_give_cocos_tools_our_average_precision(run, tmp_path, call):
-    out = tmp_path / "out"
-    code, text, _ = call(predict, run, "--out", out, "--format", "coco")
+@pytest.mark.parametrize("annotated", [None, ["Car", "VanSUV"]])
+def test_coco_files_give_cocos_tools_our_average_precision(run, tmp_path, call, annotated):
+    """Also of frames without a label, and of classes that are not annotated, which COCO itself does not have."""
+    out, root = tmp_path / "out", shutil.copytree(run.parent / "root", tmp_path / "root")
+    if annotated is not None:
+        about = read_json(root / "dataset.json")
+        about["kinds"]["boxes"]["annotated_classes"] = annotated
+        write_json(root / "dataset.json", about)
+    code, text, _ = call(predict, run, "--data", root, "--out", out, "--format", "coco")
     assert code == 0 and "COCO: " in text
     truth = COCO(str(out / "coco/images.json"))
     evaluation = COCOeval(truth, truth.loadRes(str(out / "coco/detections.json")), "bbox")
-    task, root = TASKS["detection"](), run.parent / "root"
-    evaluation.params.imgIds = [  # COCO itself has no frames without labels
-        image["id"] for image in truth.dataset["images"] if task.has_label(parse_frame(image["file_name"], root))
-    ]
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    options = ["--split", "all", "--format", "json", "--min-size", "0", "--min-visible", "0"]
+    options = ["--data", root, "--split", "all", "--format", "json", "--min-size", "0", "--min-visible", "0"]
     ours = json.loads(call(evaluate, out, *options)[1])["runs"]["out"]["detection"]["score"]
     assert ours == pytest.approx(evaluation.stats[0], abs=1e-6)
+    crowds: dict[str, int] = {}
+    names = {image["id"]: image["file_name"] for image in truth.dataset["images"]}
+    for each in truth.dataset["annotations"]:
+        if each["iscrowd"] and each["bbox"] == [0, 0, *SIZE]:
+            crowds[names[each["image_id"]]] = crowds.get(names[each["image_id"]], 0) + 1
+    labelled = set(map(str, list_frames(root, "boxes")))
+    expected = {str(frame): 5 for frame in list_frames(root, "image") if str(frame) not in labelled}
+    assert crowds == expected | ({} if annotated is None else dict.fromkeys(labelled, 4))
 
 
 def test_kitti_files_are_the_depth_maps(run, tmp_path, call):
