@@ -164,8 +164,8 @@ def main(arguments: argparse.Namespace | None = None) -> int:
         final = [run for run in runs if not run.is_tuning]
         if not arguments.closed and (missing := open_test(grid, final, arguments)):
             print(
-                f"{len(missing)} finished runs have no test scores, because their weights are not in {arguments.runs}, "
-                f"such as {missing[0]}",
+                f"{len(missing)} finished runs have no {grid.study.subset} scores, because the weights that their "
+                f"results are about are not in {arguments.runs}, such as {missing[0]}",
                 file=sys.stderr,
             )
         study: Study = gather_study(grid, CostCounter(grid))
