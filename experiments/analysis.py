@@ -143,6 +143,7 @@ def gather_study(grid: Grid, counter: CostCounter) -> Study:
 
 
 def is_scored(result: Mapping[str, Any], subset: str) -> bool:
+    """Whether scores on the subset are kept with a result; those on another one do not count."""
     return KEPT in result and result[KEPT]["subset"] == subset
 
 
@@ -163,6 +164,7 @@ def check_frames(results: Mapping[str, Mapping[str, Any]], opened: bool) -> None
 
 
 def list_strangers(results: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    """See Study."""
     found = []
     for name, result in results.items():
         teachers = {} if result is None else result["teachers"]

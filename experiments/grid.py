@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from a2d2.images import read_json, read_yaml
+from a2d2.predictions import digest_file
 from tasks.options import OPTIONS, Closed
 from training.config import Config, ConfigError, config_to_dict, load_config
 from training.files import write_json
@@ -486,11 +487,6 @@ def has_weights(result: Mapping[str, Any], folder: Path) -> bool:
     machine, and weights stay."""
     path = folder / WEIGHTS
     return result["weights"] is not None and path.is_file() and result["weights"] == digest_file(path)
-
-
-def digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_overrides(values: Mapping[str, Any]) -> list[str]:

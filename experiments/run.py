@@ -67,8 +67,9 @@ from typing import Any
 from tqdm import tqdm
 
 from a2d2.images import read_json
+from a2d2.predictions import digest_file
 from experiments.cost import CostCounter, Work
-from experiments.grid import OWN, WEIGHTS, Grid, GridError, Run, SyntheticSet, digest_file, has_weights, read_grid
+from experiments.grid import OWN, WEIGHTS, Grid, GridError, Run, SyntheticSet, has_weights, read_grid
 from scoring.table import layout
 from training.log import describe_machine
 from training.sampling import parse_assignment
