@@ -98,6 +98,11 @@ def listing_path(out: Path) -> Path:
     return out / "pictures.json"
 
 
+def sources_path(out: Path) -> Path:
+    """Path of what says from which files the pictures of an imported dataset were made."""
+    return out / "sources.json"
+
+
 def report_path(out: Path, name: str, shard: tuple[int, int]) -> Path:
     """Path of what a program says about the shard (i, n) of its frames in the folder."""
     suffix = "" if shard == (1, 1) else f".{shard[0]}-of-{shard[1]}"

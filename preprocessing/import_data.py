@@ -28,7 +28,16 @@ from tqdm import tqdm
 
 from a2d2.console import allow_any_text
 from a2d2.derive import STOPPING_ERRORS
-from a2d2.frames import DERIVED_KINDS, NO_SCENES, Frame, list_frames, listing_path, parse_frame, report_path
+from a2d2.frames import (
+    DERIVED_KINDS,
+    NO_SCENES,
+    Frame,
+    list_frames,
+    listing_path,
+    parse_frame,
+    report_path,
+    sources_path,
+)
 from a2d2.images import lock_folder, read_json, sweep_temporary, write_json
 from a2d2.imported import (
     VIEW,
@@ -174,11 +183,6 @@ def match_files(option: str, folder: Path | None, endings: frozenset, pictures: 
         other = next(path for key, path in found.items() if key not in pictures)
         print(f"{option}: {len(found) - len(fitting)} files belong to no picture, such as {other}")
     return fitting
-
-
-def sources_path(out: Path) -> Path:
-    """Path of what says from which files the pictures of an imported dataset were made."""
-    return out / "sources.json"
 
 
 def say_others(option: str, names: Sequence[str]) -> None:
