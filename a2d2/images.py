@@ -157,18 +157,27 @@ def read_json(path: Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML says that the keys of a mapping are unlike; PyYAML takes the last of two that are alike."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that lists in `duplicates` the keys of a mapping that are given twice: YAML has no such mappings, and
+    PyYAML takes the last of the two."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.duplicates: list[str] = []
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # here, and not where a mapping is constructed: by then PyYAML may have put in what `<<` refers to
         node = super().compose_mapping_node(anchor)
-        seen = set()
+        first_line: dict[str, int] = {}
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice, again in line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in first_line:
+                self.duplicates.append(
+                    f"line {line}: key '{key.value}' is given again, first in line {first_line[key.value]}"
                 )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            first_line.setdefault(key.value, line)
         return node
 
 
@@ -176,11 +185,15 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file that somebody wrote; ValueError, with the path, if it cannot be read, is none, or
     gives a key of a mapping twice."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        loader = UniqueKeyLoader(Path(path).read_text(encoding="utf-8"))
+        content = loader.get_single_data()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+    if loader.duplicates:
+        raise ValueError(f"{path}, {loader.duplicates[0]}")
+    return content
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

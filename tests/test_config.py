@@ -139,8 +139,8 @@ def test_run_name_stays_below_the_folder_of_runs(problems, name):
 
 def test_keys_given_twice_are_refused_with_both_lines(problems):
     assert problems("tasks: {height: {}}\ntrain:\n  steps: 1\n  steps: 2\nseed: 1\nseed: 2\n") == [
-        "line 6: key 'seed' is given again, first in line 5",
         "line 4: key 'steps' is given again, first in line 3",
+        "line 6: key 'seed' is given again, first in line 5",
     ]
 
 

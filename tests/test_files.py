@@ -14,7 +14,7 @@ from script_runs import ROOT, SCRIPTS, list_reasons, read_report, read_tree, run
 
 from a2d2 import images
 from a2d2.frames import list_frames
-from a2d2.images import read_json, write_bytes
+from a2d2.images import read_json, read_yaml, write_bytes
 
 PRODUCES = dict(zip(SCRIPTS, ("image", "segmentation", "depth", "boxes", "steering"), strict=True))
 
@@ -137,6 +137,15 @@ def test_a_key_given_twice_is_damage_and_not_the_last_of_the_two(raw, tmp_path):
     path.write_text('{"a": 1, "b": {"c": 1, "c": 2}}')
     with pytest.raises(ValueError, match="the key 'c' is given twice"):
         read_json(path)
+
+
+def test_a_key_of_yaml_given_twice_is_named_and_one_that_is_overridden_is_not(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\nd: [*b, *b]\n")
+    assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}, "d": [{"x": 2}] * 2}
+    path.write_text("a: {x: 1,\n  x: 2}\n")
+    with pytest.raises(ValueError, match=r"file\.yaml, line 2: key 'x' is given again, first in line 1"):
+        read_yaml(path)
 
 
 def plant_twice(path):
