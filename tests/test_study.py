@@ -81,6 +81,7 @@ def test_the_numbers_of_the_summary_are_those_of_the_tables():
     assert place["Delta-m %"] + 1 == order[1]
     names = {"sharing alone": "shared", "both": "shared + pseudo-labels",
              "both, twice the steps (two seeds)": "shared + pseudo-labels, 2 x the steps",
+             "neither: single tasks, three times the steps (one seed)": "single-task, 3 x the steps",
              "pseudo-labels alone: self-training of single tasks": "single-task + self-training"}  # fmt: skip
     for told, arm in names.items():
         (line,) = [line for line in page.splitlines() if line.startswith(f"| {told} |")]
