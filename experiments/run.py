@@ -38,7 +38,10 @@ def read_arguments() -> argparse.Namespace:
         help="runs by name, ARM.NETWORK.SEED, such as 'one_label_single.*'; what they need is run too",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what is left, and do nothing")
-    parser.add_argument("--jobs", type=count, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument(
+        "--jobs", type=count, default=1,
+        help="runs at a time, each with its share of the cores, or OMP_NUM_THREADS if that is set",
+    )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder for runs and pseudo-labels")
     parser.add_argument("--results", type=Path, help="folder of the results (default: experiments/results/GRID)")
     parser.add_argument(
@@ -88,9 +91,9 @@ class StoppedError(RuntimeError):
 
 @dataclass
 class Worker:
-    """Starts programs, and stops them when it is told to. `threads`: cores of each. `locks`: for each run that others
-    need the weights of, held while they or its pseudo-labels are made: two students that begin at once must not both do
-    it."""
+    """Starts programs, and stops them when it is told to. `threads`: of each, unless the environment says it. `locks`:
+    for each run that others need the weights of, held while they or its pseudo-labels are made: two students that begin
+    at once must not both do it."""
 
     runs: Path
     threads: int
@@ -104,7 +107,8 @@ class Worker:
         if self.stopping.is_set():
             raise StoppedError
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        # whoever shares the cores with others sets it to less: threads without a core of their own wait for each other
+        environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ
         with log.open("ab") as file:
             file.write(f"$ {shlex.join(command)}\n".encode())
             file.flush()

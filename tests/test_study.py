@@ -134,6 +134,17 @@ class FakeWorker(study_run.Worker):
         return ""
 
 
+@pytest.mark.parametrize(("given", "threads"), [(None, 3), ("1", 1)])
+def test_programs_get_their_share_of_the_cores_or_what_the_environment_says(tmp_path, monkeypatch, given, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    said = study_run.Worker(tmp_path, 3, "cpu").call(
+        ["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], tmp_path / "log"
+    )
+    assert int(said.split()[-1]) == threads
+
+
 def list_trained(worker):
     return [Path(each[each.index("--run") + 1]).name for each in worker.commands if each[0] == "train.py"]
 
