@@ -56,6 +56,8 @@ def draw_curves(study: Study, curves: Curves) -> pyplot.Figure | None:
                 scores = own.list_scores(task)
                 if scores and own.labels.get(task):
                     points.append((own.labels[task], fmean(scores), find_score_interval(own, task)))
+            if not points:
+                continue
             color = COLORS[number]
             # beside each other, so that intervals do not hide each other
             places = [count * 1.03 ** (number - len(curves.lines) / 2) for count, _, _ in points]
@@ -75,7 +77,11 @@ def draw_curves(study: Study, curves: Curves) -> pyplot.Figure | None:
         axes.tick_params(labelsize=7)
         axes.grid(color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
-    every[0][-1].legend(fontsize=6.5, loc="best", frameon=True)
+    entries = {}
+    for axes in every[0]:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    figure.legend(entries.values(), entries, fontsize=6.5, loc="outside right center")  # beside the lines, not on them
     figure.suptitle(f"{curves.title} ({study.subset} subset)", fontsize=8)
     if empty:
         pyplot.close(figure)
