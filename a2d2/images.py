@@ -157,7 +157,7 @@ def read_json(path: Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that lists in `duplicates` the keys of a mapping that are given twice: YAML has no such mappings, and
     PyYAML takes the last of the two."""
 
@@ -185,7 +185,7 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file that somebody wrote; ValueError, with the path, if it cannot be read, is none, or
     gives a key of a mapping twice."""
     try:
-        loader = UniqueKeyLoader(Path(path).read_text(encoding="utf-8"))
+        loader = _UniqueKeyLoader(Path(path).read_text(encoding="utf-8"))
         content = loader.get_single_data()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.config import ConfigError, config_to_dict, load_config, save_config
+from training.config import ConfigError, _parse_yaml, config_to_dict, load_config, save_config
 
 
 class Height(BaseModel):
@@ -142,6 +142,12 @@ def test_keys_given_twice_are_refused_with_both_lines(problems):
         "line 4: key 'steps' is given again, first in line 3",
         "line 6: key 'seed' is given again, first in line 5",
     ]
+
+
+def test_a_key_that_overrides_what_is_merged_is_not_given_twice():
+    # PyYAML merges into `b` before it constructs it, since the mapping that refers to it is less deep
+    text = "z: {k: &b {<<: {x: 1}, x: 2}}\nc: {<<: *b, x: 3}\n"
+    assert _parse_yaml(text) == ({"z": {"k": {"x": 2}}, "c": {"x": 3}}, [])
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ from pydantic import (
     field_validator,
 )
 
-from a2d2.images import UniqueKeyLoader
 from training.files import whole_file
 from training.renamed import find_new_key, find_other_word
 
@@ -601,11 +600,28 @@ def save_config(config: Config, path: str | Path) -> None:
         file.write(text.encode("utf-8", errors="surrogateescape"))
 
 
-class _Loader(UniqueKeyLoader):
-    """Reads `1e-3` as a number, and leaves dates as text.
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that remembers keys given twice, reads `1e-3` as a number, and leaves dates as text.
 
     A number with an exponent and without a fraction is whole: `train.steps: 6e4` is what people write.
     """
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.duplicates: list[str] = []
+
+    def compose_mapping_node(self, anchor):
+        # here, and not where a mapping is constructed: by then PyYAML may have put in what `<<` refers to
+        node = super().compose_mapping_node(anchor)
+        first_line: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key, str) or key == "<<":
+                continue
+            if key in first_line:
+                self.duplicates.append(f"line {line}: key '{key}' is given again, first in line {first_line[key]}")
+            first_line.setdefault(key, line)
+        return node
 
     def construct_yaml_float(self, node):
         number = super().construct_yaml_float(node)
