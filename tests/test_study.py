@@ -77,6 +77,7 @@ SUMMARY = {
     },
     "Three times the steps": {
         "sharing alone, longer": "shared, 3 x the steps",
+        "pseudo-labels alone, longer": "single-task + self-training, all 3 x the steps",
         "both, longer": "shared + pseudo-labels, all 3 x the steps",
     },
 }
