@@ -146,6 +146,9 @@ def test_a_key_of_yaml_given_twice_is_named_and_one_that_is_overridden_is_not(tm
     path.write_text("a: {x: 1,\n  x: 2}\n")
     with pytest.raises(ValueError, match=r"file\.yaml, line 2: key 'x' is given again, first in line 1"):
         read_yaml(path)
+    path.write_text("[" * 5000)
+    with pytest.raises(ValueError, match="is not YAML"):
+        read_yaml(path)
 
 
 def plant_twice(path):

@@ -105,6 +105,10 @@ def test_the_numbers_of_the_summary_are_those_of_the_tables():
     for text in (readme, page.partition("![")[0]):
         told = re.findall(r"[+-]\d+\.\d", text)
         assert told and all(any(number in cell for cell in known) for number in told), told
+    told, _, tables = page.partition("\n<!-- configs/study/main.yaml -->\n")
+    told = re.findall(r"[+-]\d+\.\d", told.partition("\n## How far this goes\n")[0])
+    there = set(re.findall(r"[+-]\d+\.\d", tables))
+    assert told and not set(told) - there, set(told) - there
 
 
 @pytest.fixture
