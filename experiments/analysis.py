@@ -102,9 +102,14 @@ class Study:
     tuning: list[Tried] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
 
+    def find_reference(self, comparison: Comparison) -> ArmResults:
+        """With the scores of another arm for the tasks that it does not train, if the comparison names one."""
+        reference = self.arms[comparison.reference]
+        return reference if comparison.rest is None else complete_arm(reference, self.arms[comparison.rest])
+
     def compare(self, comparison: Comparison) -> list[Against]:
         """Every arm of a comparison that has a seed in common with the reference."""
-        reference = self.arms[comparison.reference]
+        reference = self.find_reference(comparison)
         found = [compare_arms(self.arms[name], reference) for name in comparison.arms]
         return [each for each in found if each is not None]
 
@@ -214,6 +219,14 @@ def _add_result(own: ArmResults, run: Run, result: dict[str, Any] | None, opened
 
 def read_draws(text: str | None) -> Float64[np.ndarray, " R"] | None:
     return None if text is None else np.array([float(value) for value in text.split()])
+
+
+def complete_arm(own: ArmResults, other: ArmResults) -> ArmResults:
+    """An arm with the scores of another one for the tasks that it does not train; its seeds are those that both have.
+    Where one task's labels are rationed and another's are not, the networks of the latter are no others than those
+    with all labels."""
+    scores = {seed: other.scores.get(seed, {}) | tasks for seed, tasks in own.scores.items()}
+    return replace(own, scores=scores, expected=tuple(dict.fromkeys((*own.expected, *other.expected))))
 
 
 def compare_arms(own: ArmResults, reference: ArmResults) -> Against | None:

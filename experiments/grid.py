@@ -183,11 +183,18 @@ class Study(Closed):
             if arm.tuned is not None and self.arms[arm.tuned].tuned != arm.tuned:
                 raise ValueError(f"arms.{name}.tuned = {arm.tuned!r}: that arm is not tuned itself")
         for comparison in self.comparisons:
-            for arm in (*comparison.arms, comparison.reference, *([comparison.goal] if comparison.goal else [])):
+            named = (*comparison.arms, comparison.reference, comparison.goal, comparison.rest)
+            for arm in (name for name in named if name is not None):
                 if arm not in self.arms:
                     raise ValueError(f"comparisons: there is no arm {arm!r}")
             if comparison.reference in comparison.arms:
                 raise ValueError(f"comparisons: {comparison.title!r} compares {comparison.reference!r} with itself")
+            trained = self.arms[comparison.reference].tasks or tuple(OPTIONS)
+            if comparison.rest is not None and set(self.arms[comparison.rest].tasks or OPTIONS) <= set(trained):
+                raise ValueError(
+                    f"comparisons: {comparison.title!r}: rest = {comparison.rest!r} trains no task that "
+                    f"{comparison.reference!r} does not train"
+                )
         titles = [name_file(each.title) for each in (*self.comparisons, *self.curves)]
         if alike := next((title for title in titles if titles.count(title) > 1), None):
             raise ValueError(f"comparisons, curves: two plots would be called {alike}.png; change a title")
@@ -199,11 +206,13 @@ class Study(Closed):
 
 
 class Comparison(Closed):
-    """A table: `arms` against `reference`, on the seeds that both have; `about`: a sentence above it;
-    `goal`: the arm of which a column says how much of the way to it the others have come."""
+    """A table: `arms` against `reference`, on the seeds that both have; `rest`: the arm whose scores stand for tasks
+    that the reference does not train; `about`: a sentence above it; `goal`: the arm of which a column says how much of
+    the way to it the others have come."""
 
     title: str
     reference: str
+    rest: str | None = None
     arms: tuple[str, ...] = Field(min_length=1)
     about: str = ""
     goal: str | None = None

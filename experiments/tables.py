@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from experiments.analysis import Against, ArmResults, Study, measure_recovery
-from experiments.grid import SHARED
+from experiments.grid import SHARED, Comparison
 from scoring.compare import DELTA_M
 from scoring.table import layout
 from tasks import TASKS
@@ -25,13 +25,25 @@ def format_study(study: Study, level: int = 1) -> str:
         if not found:
             lines += ["No results yet.", ""] if not failed else ["Nothing is left to compare.", ""]
             continue
-        lines += [f"Against {study.arms[comparison.reference].arm.title} (`{comparison.reference}`).", ""]
+        lines += [describe_reference(study, comparison), ""]
         goal = None if comparison.goal is None else study.arms[comparison.goal]
-        lines += [*layout(*list_comparison(study, found, goal), markdown=True), ""]
+        start = study.find_reference(comparison)
+        lines += [*layout(*list_comparison(study, found, start, goal), markdown=True), ""]
     if study.tuning:
         lines += [f"{mark}# Tuning", "", *list_tuning(study), ""]
     lines += list_notes(study)
     return "\n".join(lines) + "\n"
+
+
+def describe_reference(study: Study, comparison: Comparison) -> str:
+    """What the arms of a table stand against."""
+    reference = study.arms[comparison.reference]
+    text = f"Against {reference.arm.title} (`{comparison.reference}`)"
+    if comparison.rest is None:
+        return f"{text}."
+    rest = study.arms[comparison.rest]
+    tasks = " and ".join(name for name in study.grid.tasks if name in set(rest.expected) - set(reference.expected))
+    return f"{text}, in {tasks} against {rest.arm.title} (`{comparison.rest}`)."
 
 
 def list_scores(study: Study) -> tuple[list[str], list[list[str]]]:
@@ -101,7 +113,7 @@ def show_scores(scores: Sequence[float], expected: int) -> str:
 
 
 def list_comparison(
-    study: Study, found: Sequence[Against], goal: ArmResults | None
+    study: Study, found: Sequence[Against], start: ArmResults, goal: ArmResults | None
 ) -> tuple[list[str], list[list[str]]]:
     tasks = [name for name in study.grid.tasks if any(name in each.terms for each in found)]
     left_out = [name for name in study.grid.study.without if len(tasks) > 1 and name in tasks]
@@ -118,7 +130,7 @@ def list_comparison(
         row += [show_signed(each.skill, 3), show_range(each.skill_interval, 3)]
         row += ["-" if each.probability is None else f"{each.probability:.2f}"]
         if goal is not None:
-            share = measure_recovery(study.arms[each.arm], study.arms[each.reference], goal)
+            share = measure_recovery(study.arms[each.arm], start, goal)
             some = share is not None and share[1] != len(each.seeds)
             row.append("-" if share is None else f"{share[0]:.0%}" + f" ({share[1]})" * some)
         rows.append(row)

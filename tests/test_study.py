@@ -16,6 +16,7 @@ from experiments.analysis import (
     KEPT,
     ArmResults,
     compare_arms,
+    complete_arm,
     draw_seeds,
     find_score_interval,
     gather_study,
@@ -532,6 +533,31 @@ def test_an_arm_against_a_reference_by_hand():
     assert measure_recovery(better, reference, goal) == (pytest.approx(37.5 / 75), 1)
     goal.expected = ("detection",)
     assert measure_recovery(better, reference, goal) is None
+
+
+def test_tasks_that_a_reference_does_not_train_are_those_of_another_arm(small, tmp_path):
+    reference, rest = (
+        make_arm("a", {"detection": [0.2, 0.4]}),
+        make_arm("r", {"depth": [0.2], "detection": [9.0]}, (0,)),
+    )
+    found = compare_arms(make_arm("b", {"depth": [0.1, 0.1], "detection": [0.3, 0.4]}), complete_arm(reference, rest))
+    assert found.seeds == [0]  # the second has no depth on the side of the reference
+    assert found.terms == pytest.approx({"depth": 50.0, "detection": 50.0}) and found.delta_m == pytest.approx(50.0)
+    assert set(reference.scores[0]) == {"detection"} and "depth" not in reference.expected  # itself as it was
+    arms = SMALL["arms"] | {
+        "half": SMALL["arms"]["single"] | {"title": "half", "tasks": ["steering"], "tuned": "single"}
+    }
+    half = {"title": "Half", "reference": "half", "rest": "single", "arms": ["student"], "goal": "student"}
+    grid = small(arms=arms, comparisons=[half])
+    worker = FakeWorker(tmp_path / "runs", skills={"student.shared.seed0": 0.5, "student.shared.seed1": 0.5})
+    study_run.run_all(grid, grid.list_runs(), worker, 1)
+    text = format_study(gather_study(grid, CostCounter(grid)))
+    assert "Against half (`half`), in depth against single (`single`)." in text
+    (row,) = [line for line in text.partition("## Half\n")[2].splitlines() if line.startswith("| student")]
+    assert row.rstrip("| ").endswith("100%"), row
+    for named, rest in (("half", "half"), ("single", "half")):
+        with pytest.raises(GridError, match="trains no task that"):
+            small(arms=arms, comparisons=[half | {"reference": named, "rest": rest}])
 
 
 def test_seeds_that_one_arm_lacks_are_left_out_and_tasks_too():
