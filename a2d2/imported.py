@@ -323,6 +323,11 @@ def read_coco(path: Path, keys: Iterable[str]) -> CocoBoxes:
                     "out if there is none"
                 )
             boxes[key_of[each["image_id"]]].append((classes[category], box, bool(each.get("iscrowd", 0))))
+        ends = [max(x + wide, y + high) for found in boxes.values() for _, (x, y, wide, high), _ in found]
+        if ends and max(ends) <= 1:
+            raise ImportFilesError(
+                f"no box reaches beyond {max(ends):.4g}, so they seem to be shares of the picture; COCO's are in pixels"
+            )
     except OSError as error:
         raise ImportFilesError(f"--boxes {path}: cannot be read: {error.strerror}") from error
     except ImportFilesError as error:

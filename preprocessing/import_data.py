@@ -58,6 +58,7 @@ from a2d2.imported import (
     read_class_list,
     read_coco,
 )
+from a2d2.imported_labels import describe_labels
 from a2d2.predictions import PICTURES
 from preprocessing import _pool
 
@@ -433,8 +434,16 @@ def run(arguments: argparse.Namespace) -> int:
     for each in results:
         for what, number in each.counts.items():
             counted[what] = counted.get(what, 0) + number
-    for what, number in sorted(counted.items(), key=lambda item: -item[1])[:5]:
-        print(f"{number} {what} are in no class" if what.startswith("pixels") else f"{number} {what}")
+    foreign = [what for what in sorted(counted, key=lambda what: -counted[what]) if what.startswith("pixels")]
+    for what in foreign[:5]:
+        print(f"{counted[what]} {what} are in no class")
+    for what in sorted(counted.keys() - set(foreign)):
+        print(f"{counted[what]} {what}")
+    facts, doubts = describe_labels(whole, () if target.classes is None else target.classes.names)
+    for line in facts:
+        print(line)
+    for line in doubts:
+        print(f"look at it: {line}", file=sys.stderr)
     path = report_path(out, "import", (1, 1))
     done = len(results) - len(failed)
     print(f"import: {done} done, {len(jobs) - len(left)} skipped, {len(failed)} failed; report in {path}")
