@@ -112,7 +112,7 @@ def draw_comparison(study: Study, found: Sequence[Against], title: str) -> pyplo
     left.set_xlabel(f"Delta-m in % over {reference}", fontsize=7)
     right.set_xlabel("by task, in %; right is better", fontsize=7)
     handles = [right.plot([], [], "o", color=COLORS[number], markersize=3.5)[0] for number in range(len(tasks))]
-    right.legend(handles, tasks, fontsize=6.5, loc="best", frameon=True)
+    figure.legend(handles, tasks, fontsize=6.5, loc="outside right center")  # beside the dots, not on them
     figure.suptitle(f"{title} ({study.subset} subset; number of seeds in brackets)", fontsize=8)
     return figure
 
