@@ -81,6 +81,11 @@ SUMMARY = {
         "pseudo-labels alone, longer": "single-task + self-training, all 3 x the steps",
         "both, longer": "shared + pseudo-labels, all 3 x the steps",
     },
+    "Another encoder": {
+        "sharing alone, from scratch": "shared, second encoder",
+        "pseudo-labels alone, from scratch": "single-task + self-training, second encoder",
+        "both, from scratch": "shared + pseudo-labels, second encoder",
+    },
 }
 """Rows of the tables written by hand in RESULTS.md, by the title of the comparison that they are taken from."""
 
