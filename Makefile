@@ -64,7 +64,7 @@ study: .venv/installed
 	@mkdir -p runs/study/results  # results of its own, so that its runs are trained; tuning is taken from the study
 	@cp -n experiments/results/main/*.setting*.json experiments/results/main/*.finalist*.json runs/study/results/ 2>/dev/null || true
 	$(BIN)/python experiments/run.py configs/study/main.yaml --only $(HEADLINE) --results runs/study/results \
-		$(if $(WEIGHTS),--weights $(WEIGHTS))
+		--jobs 2 $(if $(WEIGHTS),--weights $(WEIGHTS))
 	$(BIN)/python experiments/tabulate.py configs/study/main.yaml --results runs/study/results --plots runs/study/plots
 
 gpu: .venv/installed
