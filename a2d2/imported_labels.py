@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from a2d2.classes import IGNORE
 from a2d2.images import read_depth_png, read_json
@@ -58,14 +57,11 @@ def _read(job: Job, kind: str, read: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _read_mask(path: Path) -> UInt8[np.ndarray, "H W"]:
-    return np.load(path, allow_pickle=False)
-
-
 def _describe_masks(jobs: Sequence[Job], classes: Sequence[str]) -> tuple[str, str]:
     counts = np.zeros(256, dtype=np.int64)
     for job in jobs:
-        counts += np.bincount(_read(job, "segmentation", _read_mask).ravel(), minlength=256)
+        mask = _read(job, "segmentation", lambda path: np.load(path, allow_pickle=False))
+        counts += np.bincount(mask.ravel(), minlength=256)
     shares = counts / counts.sum()
     order = sorted(range(len(classes)), key=lambda index: -shares[index])
     named = [f"{classes[index]} {shares[index]:.1%}" for index in order if counts[index]]

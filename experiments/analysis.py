@@ -223,8 +223,7 @@ def read_draws(text: str | None) -> Float64[np.ndarray, " R"] | None:
 
 def complete_arm(own: ArmResults, other: ArmResults) -> ArmResults:
     """An arm with the scores of another one for the tasks that it does not train; its seeds are those that both have.
-    Where one task's labels are rationed and another's are not, the networks of the latter are no others than those
-    with all labels."""
+    Where the labels of some tasks are rationed, the networks of the others are those of full labels."""
     scores = {seed: other.scores.get(seed, {}) | tasks for seed, tasks in own.scores.items()}
     return replace(own, scores=scores, expected=tuple(dict.fromkeys((*own.expected, *other.expected))))
 

@@ -19,7 +19,8 @@ def format_study(study: Study, level: int = 1) -> str:
     for comparison in grid.study.comparisons:
         found = study.compare(comparison)
         lines += [f"{mark}# {comparison.title}", ""] + ([comparison.about, ""] if comparison.about else [])
-        arms = [study.arms[name] for name in (comparison.reference, *comparison.arms)]
+        named = (comparison.reference, comparison.rest, *comparison.arms)
+        arms = [study.arms[name] for name in named if name is not None]
         failed = [f"{own.arm.title} ({len(own.failed)})" for own in arms if own.failed]
         lines += [f"Failed runs: {', '.join(failed)}.", ""] if failed else []
         if not found:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -560,6 +561,11 @@ def test_tasks_that_a_reference_does_not_train_are_those_of_another_arm(small, t
     assert "Against half (`half`), in depth against single (`single`)." in text
     (row,) = [line for line in text.partition("## Half\n")[2].splitlines() if line.startswith("| student")]
     assert row.rstrip("| ").endswith("100%"), row
+    shutil.rmtree(grid.results)
+    worker = FakeWorker(tmp_path / "again", spoil={"single.depth.seed0": "the loss is not finite"})
+    study_run.run_all(grid, grid.list_runs(), worker, 1)
+    text = format_study(gather_study(grid, CostCounter(grid))).partition("## Half\n")[2]
+    assert "Failed runs: single (1), student (1)." in text  # also where the rest is what lacks
     for named, rest in (("half", "half"), ("single", "half")):
         with pytest.raises(GridError, match="trains no task that"):
             small(arms=arms, comparisons=[half | {"reference": named, "rest": rest}])
