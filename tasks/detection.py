@@ -577,9 +577,11 @@ class Detection(Task):
         )
 
     def prepare_loss(self, target: Target) -> Target:
-        """The rows that training uses, those of the largest boxes, and their matches."""
-        limited = {name: value[: self.options.max_boxes] if name in ROWS else value for name, value in target.items()}
-        return self.box_coder.match(limited)
+        """The target with its matches. Of more than `max_boxes` boxes the smallest are ignored: to leave them out would
+        teach that there is background."""
+        classes = target["classes"].clone()
+        classes[(classes >= 0).nonzero()[self.options.max_boxes :, 0]] = IGNORED  # rows go from large to small
+        return self.box_coder.match(target | {"classes": classes})
 
     def list_categories(self, label: list[dict]) -> set[str]:
         """The names of the classes of its boxes."""
@@ -588,13 +590,14 @@ class Detection(Task):
         return {self.names[group] for group in groups}
 
     def collect_statistics(self, labels: Iterable[Any], protocol: DetectionProtocol | None = None) -> None:
-        """Only the constant baseline; frames with more boxes than training uses are reported as a warning."""
-        counts = [len(label) for label in labels]
+        """Only the constant baseline; frames with more boxes than training learns are reported as a warning."""
+        found = [[self.find_class(box["class"]) for box in label] for label in labels]
+        counts = [sum(index is not None and self.group_of[index] >= 0 for index in each) for each in found]
         fuller = sum(count > self.options.max_boxes for count in counts)
         if fuller:
             warnings.warn(
                 f"{fuller} of {len(counts)} training frames looked at have more than {self.options.max_boxes} boxes, "
-                f"up to {max(counts)}: their smallest are left out in training; raise tasks.detection.max_boxes to "
+                f"up to {max(counts)}: their smallest are ignored in training; raise tasks.detection.max_boxes to "
                 "keep them",
                 stacklevel=2,
             )

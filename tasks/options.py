@@ -225,7 +225,9 @@ class DetectionOptions(ClassTaskOptions):
     )
     min_size: NonNegativeFloat = Field(8.0, description="pixels; boxes with a shorter side are ignored in training")
     min_visible: float = Field(0.1, ge=0, le=1, description="boxes with a smaller visible share are, too")
-    max_boxes: PositiveInt = Field(64, description="training uses at most so many boxes of a frame, the largest")
+    max_boxes: PositiveInt = Field(
+        64, description="training learns so many boxes of a frame, the largest, and ignores others"
+    )
     score_threshold: float = Field(0.05, ge=0, le=1, description="predictions with a lower score are dropped")
     nms_threshold: float = Field(
         0.6, ge=0, le=1, description="IoU above which the lower-scoring of two predictions of a class is dropped"

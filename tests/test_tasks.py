@@ -12,6 +12,7 @@ from a2d2.dataset import Geometry
 from evaluate import format_table, mean_skill
 from models.heads import DetectionOutput, count_cells, locate_cells
 from tasks import TASKS
+from tasks.box_matching import BACKGROUND
 from tasks.depth import Depth, DepthMetrics
 from tasks.detection import IGNORED, Detection, match_locations
 from tasks.segmentation import Segmentation
@@ -348,8 +349,36 @@ def test_of_too_many_boxes_the_largest_stay():
     assert task.collate([target, task.transform([], SAME)])["boxes"][0, :, 2].tolist() == [50, 40, 30, 20, 10]  # scored
     largest = task.transform([label[index] for index in (1, 3, 4)], SAME)
     trained, wanted = (task.collate([task.prepare_loss(each)]) for each in (target, largest))
-    assert all(torch.equal(trained[key], wanted[key]) for key in ("boxes", "classes", "match"))
+    assert torch.equal(trained["match"].clamp(min=BACKGROUND), wanted["match"])  # where the others lie is ignored
+    assert (trained["match"] == IGNORED).any()
     assert task.count(trained) > 0
+
+
+@pytest.mark.parametrize("box_coder", ["dense", "grid"])
+def test_boxes_beyond_the_limit_are_neither_learned_nor_background(box_coder):
+    """Ignored boxes, of whatever size, take no place of those that are learned."""
+    task = Detection(Detection.Options(max_boxes=1, box_coder=box_coder))
+    ignored, learned, beyond = ([left, 4, left + side, 4 + side] for left, side in ((0, 40), (48, 32), (96, 24)))
+    label = [
+        {"box": ignored, "class": "Car", "visible": 0.0},
+        {"box": learned, "class": "Car", "visible": 1.0},
+        {"box": beyond, "class": "Car", "visible": 1.0},
+    ]
+    target = task.transform(label, SAME)
+    strides = [2**power for power in range(3, 8)]
+    head = task.head({f"neck.{stride}": 8 for stride in strides})
+    output = head(
+        {f"neck.{stride}": torch.rand(1, 8, *count_cells(SIZE[::-1], stride)) for stride in strides}, SIZE[::-1]
+    )
+
+    def find_loss(classes):
+        own = task.collate([task.prepare_loss(target | {"classes": torch.tensor(classes)})])
+        return task.loss(output, own).item()
+
+    given = target["classes"].tolist()
+    assert given[:3] == [IGNORED, 0, 0]
+    assert find_loss(given) == find_loss([IGNORED, 0, IGNORED, *given[3:]]) != find_loss([IGNORED, 0, -1, *given[3:]])
+    assert int(task.count(task.collate([task.prepare_loss(target)]))) > 0
 
 
 def test_limits_of_training_never_cut_the_truth_that_is_scored():
