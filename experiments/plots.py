@@ -12,7 +12,7 @@ from matplotlib import pyplot
 
 from a2d2.images import whole_path
 from experiments.analysis import Against, ArmResults, Study, find_score_interval
-from experiments.grid import Curves, name_file
+from experiments.grid import Comparison, Curves, name_file
 from pictures.curves import COLORS, PAGE_WIDTH, STYLES
 from tasks import TASKS
 
@@ -24,7 +24,7 @@ def draw_plots(study: Study, folder: Path) -> list[Path]:
         found = study.compare(comparison)
         if not found:
             continue
-        figure = draw_comparison(study, found, comparison.title)
+        figure = draw_comparison(study, found, comparison)
         written.append(_save(figure, folder, comparison.title))
     for curves in study.grid.study.curves:
         figure = draw_curves(study, curves)
@@ -89,13 +89,14 @@ def draw_curves(study: Study, curves: Curves) -> pyplot.Figure | None:
     return figure
 
 
-def draw_comparison(study: Study, found: Sequence[Against], title: str) -> pyplot.Figure:
+def draw_comparison(study: Study, found: Sequence[Against], comparison: Comparison) -> pyplot.Figure:
     """Delta-m of each arm, and its terms task by task, with 95 % intervals."""
     tasks = [name for name in study.grid.tasks if any(name in each.terms for each in found)]
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(PAGE_WIDTH, 0.9 + 0.42 * len(found)), sharey=True, width_ratios=(1, 1.3), layout="constrained"
     )
-    reference = study.arms[found[0].reference].arm.title
+    named = [name for name in (comparison.reference, comparison.rest) if name is not None]
+    references = " and ".join(study.arms[name].arm.title for name in named)
     for row, each in enumerate(found):
         _draw_dot(left, row, each.delta_m, each.interval, "black")
         for number, task in enumerate(tasks):
@@ -109,11 +110,11 @@ def draw_comparison(study: Study, found: Sequence[Against], title: str) -> pyplo
         axes.set_axisbelow(True)
     left.set_yticks(range(len(found)), [describe_row(study.arms[each.arm], each) for each in found])
     left.invert_yaxis()
-    left.set_xlabel(f"Delta-m in % over {reference}", fontsize=7)
+    left.set_xlabel(f"Delta-m in % over {references}", fontsize=7)
     right.set_xlabel("by task, in %; right is better", fontsize=7)
     handles = [right.plot([], [], "o", color=COLORS[number], markersize=3.5)[0] for number in range(len(tasks))]
     figure.legend(handles, tasks, fontsize=6.5, loc="outside right center")  # beside the dots, not on them
-    figure.suptitle(f"{title} ({study.subset} subset; number of seeds in brackets)", fontsize=8)
+    figure.suptitle(f"{comparison.title} ({study.subset} subset; number of seeds in brackets)", fontsize=8)
     return figure
 
 

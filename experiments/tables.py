@@ -11,25 +11,30 @@ from tasks import TASKS
 
 
 def format_study(study: Study, level: int = 1) -> str:
-    """Every arm's scores, then every comparison. `level`: of the heading that is the title."""
-    grid, mark = study.grid, "#" * level
+    """Every arm's scores, then every comparison, of what has results or failed; of a part of a grid the rest is only
+    named. `level`: of the heading that is the title."""
+    grid, mark, empty = study.grid, "#" * level, []
     lines = [f"{mark} {grid.study.title}", ""] if grid.study.title else []
     lines += [f"Scores on the {study.subset} subset. {DELTA_M}.", ""]
     lines += [f"{mark}# Scores", "", *layout(*list_scores(study), markdown=True), ""]
     for comparison in grid.study.comparisons:
         found = study.compare(comparison)
-        lines += [f"{mark}# {comparison.title}", ""] + ([comparison.about, ""] if comparison.about else [])
         named = (comparison.reference, comparison.rest, *comparison.arms)
         arms = [study.arms[name] for name in named if name is not None]
         failed = [f"{own.arm.title} ({len(own.failed)})" for own in arms if own.failed]
+        if not found and not failed:
+            empty.append(comparison.title)
+            continue
+        lines += [f"{mark}# {comparison.title}", ""] + ([comparison.about, ""] if comparison.about else [])
         lines += [f"Failed runs: {', '.join(failed)}.", ""] if failed else []
         if not found:
-            lines += ["No results yet.", ""] if not failed else ["Nothing is left to compare.", ""]
+            lines += ["Nothing is left to compare.", ""]
             continue
         lines += [describe_reference(study, comparison), ""]
         goal = None if comparison.goal is None else study.arms[comparison.goal]
         start = study.find_reference(comparison)
         lines += [*layout(*list_comparison(study, found, start, goal), markdown=True), ""]
+    lines += [f"Nothing to compare yet: {'; '.join(empty)}.", ""] if empty else []
     if study.tuning:
         lines += [f"{mark}# Tuning", "", *list_tuning(study), ""]
     lines += list_notes(study)
@@ -52,6 +57,8 @@ def list_scores(study: Study) -> tuple[list[str], list[list[str]]]:
     header = ["arm", "seeds", "labels", *(f"{name} {TASKS[name].primary_metric}" for name in tasks), "images", "TFLOP"]
     rows = []
     for own in study.arms.values():
+        if not own.scores and not own.failed:
+            continue
         numbers = " / ".join(str(own.labels[name]) if name in own.labels else "-" for name in tasks)
         cells = [show_scores(own.list_scores(name), len(own.seeds)) if name in own.expected else "" for name in tasks]
         rows.append(

@@ -286,6 +286,7 @@ def test_a_loss_that_is_not_finite_is_a_result_and_a_full_disk_is_none(small, tm
     found = {run.name: grid.read_result(run) for run in runs}
     assert "is not finite" in found["single.depth.seed0"]["failed"] and not found["single.depth.seed1"]["failed"]
     text = format_study(gather_study(grid, CostCounter(grid)))
+    assert "| single " in text and "| student " not in text  # what has no result is not in the table of scores
     assert "Failed: single.depth.seed0." in text and "1 runs failed" in text
     assert "Failed runs: single (1)." in text  # also where there is nothing to compare
     # a student of it has failed, too, and the grid goes on
