@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -244,6 +245,8 @@ def collect_label_statistics(
         else:
             task.collect_statistics([task.load(frame) for frame in sample], block)
             computed[key] = task.label_statistics
+        if doubt := task.find_doubt():  # also where statistics were kept
+            warnings.warn(doubt, stacklevel=2)
     if computed:
         newest = dict(list((kept | computed).items())[-KEPT_STATISTICS:])
         with contextlib.suppress(OSError):  # a root that cannot be written to costs time at every start, no more

@@ -10,7 +10,6 @@ the size.
 """
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -590,18 +589,23 @@ class Detection(Task):
         return {self.names[group] for group in groups}
 
     def collect_statistics(self, labels: Iterable[Any], protocol: DetectionProtocol | None = None) -> None:
-        """Only the constant baseline; frames with more boxes than training learns are reported as a warning."""
+        """The constant baseline, and `fuller`, where there are frames with more boxes than training learns: how many,
+        of how many, and the number of boxes of the fullest."""
         found = [[self.find_class(box["class"]) for box in label] for label in labels]
         counts = [sum(index is not None and self.group_of[index] >= 0 for index in each) for each in found]
         fuller = sum(count > self.options.max_boxes for count in counts)
-        if fuller:
-            warnings.warn(
-                f"{fuller} of {len(counts)} training frames looked at have more than {self.options.max_boxes} boxes, "
-                f"up to {max(counts)}: their smallest are ignored in training; raise tasks.detection.max_boxes to "
-                "keep them",
-                stacklevel=2,
-            )
         self.label_statistics = {"constant": self.find_constant(counts)}
+        if fuller:
+            self.label_statistics["fuller"] = [fuller, len(counts), max(counts)]
+
+    def find_doubt(self) -> str | None:
+        if "fuller" not in self.label_statistics:
+            return None
+        fuller, looked_at, most = self.label_statistics["fuller"]
+        return (
+            f"{fuller} of {looked_at} training frames looked at have more than {self.options.max_boxes} boxes, up to "
+            f"{most}: their smallest are ignored in training; raise tasks.detection.max_boxes to keep them"
+        )
 
     def find_constant(self, labels: Iterable[Any], protocol: DetectionProtocol | None = None) -> str:
         return "no box"

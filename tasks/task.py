@@ -226,6 +226,11 @@ class Task(ABC):
         """Compute what training needs of the training labels, and store it in `label_statistics`."""
         self.label_statistics = {"constant": self.find_constant(list(labels), protocol)}
 
+    def find_doubt(self) -> str | None:
+        """What a user should know about how the options fit the training labels, by their label statistics; None where
+        there is nothing to say."""
+        return None
+
     def list_annotated(self, lists: Iterable[Sequence[str] | None]) -> dict[str, Any]:
         """Label statistics that say which classes the training labels annotate, {} where these are all; `lists`: the
         `annotated_classes` of each dataset with such labels, None where all objects have a label."""

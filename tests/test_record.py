@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_run import are_same_weights, read_log, run_train, stop_at_check, write
 import evaluate
 import visualize
 from a2d2.frames import Frame, list_frames
-from a2d2.images import encode_jpeg, encode_png, write_bytes, write_json
+from a2d2.images import encode_jpeg, encode_png, read_json, write_bytes, write_json
 from tasks import TASKS
 from training.checkpoint import load_weights, save_weights
 from training.record import Record
@@ -351,6 +352,18 @@ def test_label_statistics_are_computed_once_for_the_same_labels_and_anew_for_oth
     with frame.path("steering").open("w") as file:
         file.write(text.replace("85.0", "-85.0"))
     assert prepare_counting(config, "data.split=all")[0]["steering"] != changed["steering"]
+
+
+def test_boxes_beyond_the_limit_are_told_at_every_start(config, root):
+    for frame in list_frames(root, "boxes"):
+        label = read_json(frame.path("boxes"))
+        write_json(frame.path("boxes"), label | {"boxes": label["boxes"][:1] * 5})
+    for limit, told in ((4, True), (4, True), (5, False)):  # the second time from kept statistics
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            prepare_counting(config, "data.split=all", f"tasks.detection.max_boxes={limit}")
+        messages = [str(each.message) for each in caught]
+        assert any("more than 4 boxes, up to 5" in message for message in messages) == told, messages
 
 
 def test_a_root_that_cannot_be_written_to_is_no_obstacle(config, root):
