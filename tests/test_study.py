@@ -75,7 +75,7 @@ SUMMARY = {
         "pseudo-labels alone: self-training of single tasks": "single-task + self-training",
         "both": "shared + pseudo-labels",
         "both, twice the steps (two seeds)": "shared + pseudo-labels, 2 x the steps",
-        "neither: single tasks, three times the steps (one seed)": "single-task, 3 x the steps",
+        "neither: single tasks, three times the steps (two seeds)": "single-task, 3 x the steps",
     },
     "Three times the steps": {
         "sharing alone, longer": "shared, 3 x the steps",
