@@ -217,6 +217,11 @@ class Comparison(Closed):
     about: str = ""
     goal: str | None = None
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The arms that the reference is made of."""
+        return (self.reference,) if self.rest is None else (self.reference, self.rest)
+
 
 class Curves(Closed):
     """A plot: scores of some `tasks` over the number of labels; `lines`: name of a line -> its arms; `others`: task ->

@@ -95,8 +95,7 @@ def draw_comparison(study: Study, found: Sequence[Against], comparison: Comparis
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(PAGE_WIDTH, 0.9 + 0.42 * len(found)), sharey=True, width_ratios=(1, 1.3), layout="constrained"
     )
-    named = [name for name in (comparison.reference, comparison.rest) if name is not None]
-    references = "\nand ".join(study.arms[name].arm.title for name in named)
+    references = "\nand ".join(study.arms[name].arm.title for name in comparison.references)
     for row, each in enumerate(found):
         _draw_dot(left, row, each.delta_m, each.interval, "black")
         for number, task in enumerate(tasks):

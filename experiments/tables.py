@@ -19,8 +19,7 @@ def format_study(study: Study, level: int = 1) -> str:
     lines += [f"{mark}# Scores", "", *layout(*list_scores(study), markdown=True), ""]
     for comparison in grid.study.comparisons:
         found = study.compare(comparison)
-        named = (comparison.reference, comparison.rest, *comparison.arms)
-        arms = [study.arms[name] for name in named if name is not None]
+        arms = [study.arms[name] for name in (*comparison.references, *comparison.arms)]
         failed = [f"{own.arm.title} ({len(own.failed)})" for own in arms if own.failed]
         if not found and not failed:
             empty.append(comparison.title)

@@ -488,6 +488,11 @@ class Detection(Task):
             return find_object_class(name)
         return self.vocabulary.index(name) if name in self.vocabulary else None
 
+    def find_group(self, name: str) -> int:
+        """The number of the class that boxes of this name count as; -1 if they are ignored."""
+        found = self.find_class(name)
+        return -1 if found is None else self.group_of[found]
+
     def adopt_classes(self, given: Mapping[Path, Mapping[str, Any]]) -> DetectionOptions:
         if self.options.classes != "root":
             return self.options
@@ -552,8 +557,7 @@ class Detection(Task):
         there = (extent > 0).all(axis=1)
         visible = np.array([box["visible"] for box in label]) * extent.prod(axis=1) / np.maximum(whole, 1e-9)
         visible *= 1 - geometry.measure_hidden(clipped)
-        found = [self.find_class(box["class"]) for box in label]
-        known = np.array([-1 if index is None else self.group_of[index] for index in found])
+        known = np.array([self.find_group(box["class"]) for box in label])
         counts = (known >= 0) & (visible >= self.options.min_visible) & (extent.min(axis=1) >= self.options.min_size)
         order = [row for row in np.argsort(-extent.prod(axis=1), kind="stable") if there[row]]
         target["boxes"][: len(order)] = torch.from_numpy(clipped[order]).float()
@@ -584,15 +588,13 @@ class Detection(Task):
 
     def list_categories(self, label: list[dict]) -> set[str]:
         """The names of the classes of its boxes."""
-        found = [self.find_class(box["class"]) for box in label]
-        groups = {self.group_of[index] for index in found if index is not None} - {-1}
+        groups = {self.find_group(box["class"]) for box in label} - {-1}
         return {self.names[group] for group in groups}
 
     def collect_statistics(self, labels: Iterable[Any], protocol: DetectionProtocol | None = None) -> None:
         """The constant baseline, and `fuller`, where there are frames with more boxes than training learns: how many,
         of how many, and the number of boxes of the fullest."""
-        found = [[self.find_class(box["class"]) for box in label] for label in labels]
-        counts = [sum(index is not None and self.group_of[index] >= 0 for index in each) for each in found]
+        counts = [sum(self.find_group(box["class"]) >= 0 for box in label) for label in labels]
         fuller = sum(count > self.options.max_boxes for count in counts)
         self.label_statistics = {"constant": self.find_constant(counts)}
         if fuller:
@@ -711,8 +713,7 @@ class Detection(Task):
 
     def find_categories(self, box: Mapping[str, Any]) -> list[tuple[int, bool]]:
         """The classes a labelled box stands for, each with whether it is a crowd: of unknown class it is one of all."""
-        found = self.find_class(box["class"])
-        group = -1 if found is None else self.group_of[found]
+        group = self.find_group(box["class"])
         return [(group, False)] if group >= 0 else [(each, True) for each in range(len(self.names))]
 
     def encode_prediction(self, prediction: dict[str, Tensor]) -> bytes:
